@@ -1,0 +1,112 @@
+"""Every field that a config may set, with its default.
+
+A config starts from `get_config()`, changes what it needs and returns it; the command line may
+override any field (`--config.solver.forward.max_steps=20`). Fields that are not declared here are
+refused. A field that is `None` here leaves the choice to the part that reads it, and setting it
+for a part that does not have it (a ring size `m` for Broyden, say) is an error.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def _solver(max_steps: int) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        dict(
+            name="broyden",  # "broyden", "anderson" or "fixed_point_iteration"
+            max_steps=max_steps,
+            tol=1e-3,
+            stop_mode="rel",  # "rel": |f(z) - z| / |f(z)|, "abs": |f(z) - z|; each sample its own
+            history_dtype=placeholder(str),  # broyden: "float32" or "bfloat16"
+            m=placeholder(int),  # anderson: ring size
+            lam=placeholder(float),  # anderson: regularisation of the Gram matrix
+            beta=placeholder(float),  # anderson: mixing
+            tau=placeholder(float),  # fixed_point_iteration: damping
+        )
+    )
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the defaults: the settings that most of the released experiments share."""
+    config = ml_collections.ConfigDict()
+    config.name = "default"  # also the default work directory, runs/NAME
+    config.seed = 0
+    config.precision = "float32"  # or "bfloat16": of the network; the solver state is float32
+
+    config.model = ml_collections.ConfigDict(
+        dict(
+            name="mdeq_classifier",  # or "mdeq_segmenter"
+            channels=(24, 24),  # one entry a resolution, highest first
+            num_blocks=(1, 1),
+            big_kernels=(0, 0),  # how many of a resolution's convolutions are 5x5
+            expansion=5,
+            num_groups=8,
+            downsample_times=0,
+            weight_norm=True,
+            fuse_weight_norm=False,  # true in TorchDEQ's models only
+            block_gn_affine=True,
+            fuse_gn_affine=True,
+            post_gn_affine=False,
+            dropout=0.0,
+            num_classes=10,
+            head_channels=(8, 16),  # classifier only
+            final_channels=200,  # classifier only
+            final_conv_kernel=1,  # segmenter only
+        )
+    )
+    config.solver = ml_collections.ConfigDict(
+        dict(forward=_solver(max_steps=18), backward=_solver(max_steps=20))
+    )
+    config.gradient = ml_collections.ConfigDict(
+        dict(
+            name="ift",  # "ift", "phantom", "neumann" or "one_step"
+            linearize_at=placeholder(str),  # ift: "z_star" or "f_z_star"
+            steps=placeholder(int),  # phantom, neumann: number of terms
+            tau=placeholder(float),  # phantom, neumann: damping
+        )
+    )
+    config.jacobian = ml_collections.ConfigDict(
+        dict(
+            weight=0.0,  # of the Jacobian loss in the equilibrium phase
+            frequency=0.0,  # probability that a step applies it
+            increment_every=placeholder(int),  # steps after which the weight grows by 0.1
+            stop_epoch=placeholder(int),  # from this epoch on the weight is 0
+            pretrain_weight=0.0,  # in the pretraining phase
+        )
+    )
+    config.train = ml_collections.ConfigDict(
+        dict(
+            epochs=50,
+            batch_size=128,  # over all devices of all hosts
+            optimizer="adam",  # or "sgd"
+            learning_rate=1e-3,
+            end_learning_rate=1e-6,
+            weight_decay=0.0,  # added to the gradient, as torch.optim does
+            momentum=0.9,  # sgd only
+            nesterov=False,  # sgd only
+            schedule="cosine",  # or "constant"
+            warmup_steps=0,
+            grad_clip=placeholder(float),  # global norm
+            label_smoothing=0.0,
+            sync_batch_norm=False,  # statistics over all devices instead of each its own
+            pretrain_steps=0,  # steps that train `pretrain_layers` plain layers first
+            pretrain_layers=0,
+            random_forward_delta=0,  # on a Jacobian step the limit varies by U{-delta..1}
+        )
+    )
+    config.data = ml_collections.ConfigDict(
+        dict(
+            name="digits",
+            data_dir="",
+            image_size=(8, 8),  # height, width
+            augment=False,
+            num_workers=0,  # processes that decode and transform; 0 is this process
+            on_error="raise",  # or "skip": count and report unreadable examples
+        )
+    )
+    config.eval = ml_collections.ConfigDict(
+        dict(every_epochs=1.0, batch_size=placeholder(int))  # batch size: as in training
+    )
+    config.log = ml_collections.ConfigDict(dict(every_steps=50))
+    config.checkpoint = ml_collections.ConfigDict(dict(every_epochs=1.0, keep=3))
+    return config

@@ -1,0 +1,1 @@
+"""Multiscale deep equilibrium models in JAX and Flax."""
