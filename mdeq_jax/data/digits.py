@@ -1,0 +1,48 @@
+"""scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels that come in its wheel.
+
+E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
+"""
+
+import numpy as np
+
+from mdeq_jax.data.dataset import ArraySplit, Dataset, check_image_size, check_labels
+
+NUM_EVAL = 360
+MAX_VALUE = 16
+# Of the training split, in [0, 1]; the three channels are copies of one.
+MEAN = (0.3054, 0.3054, 0.3054)
+STD = (0.3761, 0.3761, 0.3761)
+
+
+def load(config) -> Dataset:
+    """Returns the digits, split 1,437 / 360 by a fixed seed with the classes in proportion.
+
+    Args:
+      config: `config.data`. `augment` moves each training image by up to one pixel each way;
+        digits are never mirrored.
+    """
+    # Imported here, so that those who train on other sets need not wait for it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    size = check_image_size("digits", config.image_size, (8, 8))
+    digits = load_digits()
+    labels = check_labels(digits.target, 10, "digits")
+    images = np.repeat(digits.images.astype(np.uint8)[..., None], 3, axis=-1)
+    train, evaluation = train_test_split(
+        np.arange(len(labels)), test_size=NUM_EVAL, stratify=labels, random_state=0
+    )
+
+    def split(indices, pad):
+        return ArraySplit(images[indices], labels[indices], MEAN, STD, MAX_VALUE, pad=pad)
+
+    return Dataset(
+        name="digits",
+        task="classification",
+        class_names=tuple("0123456789"),
+        image_size=size,
+        train=split(train, pad=1 if config.augment else 0),
+        eval=split(evaluation, pad=0),
+        mean=MEAN,
+        std=STD,
+    )

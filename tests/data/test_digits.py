@@ -1,0 +1,56 @@
+"""The digits: split, scaling, augmentation, errors."""
+
+import numpy as np
+import pytest
+
+from configs import default
+from mdeq_jax.data import TrainLoader, digits, load_dataset
+
+
+def config(**fields):
+    data = default.get_config().data
+    data.update(fields)
+    return data
+
+
+def test_split():
+    dataset = load_dataset(config())
+    assert (dataset.name, dataset.task) == ("digits", "classification")
+    assert (dataset.num_classes, dataset.num_train, dataset.num_eval) == (10, 1437, 360)
+    assert np.bincount(dataset.eval.labels).min() >= 34  # the classes in proportion
+
+
+def test_pixels_are_normalised_by_the_training_split():
+    dataset = load_dataset(config())
+    pixels = dataset.train.images / digits.MAX_VALUE
+    assert pixels.min() == 0 and pixels.max() == 1
+    np.testing.assert_allclose(pixels.mean(), digits.MEAN[0], atol=5e-5)
+    np.testing.assert_allclose(pixels.std(), digits.STD[0], atol=5e-5)
+    batch = next(TrainLoader(dataset, 1437))["image"]
+    np.testing.assert_allclose([batch.mean(), batch.std()], [0, 1], atol=1e-3)
+    np.testing.assert_array_equal(batch[..., 0], batch[..., 2])
+
+
+def test_augmentation_moves_by_up_to_one_pixel():
+    plain = load_dataset(config()).train
+    moved = load_dataset(config(augment=True)).train
+    original = plain.make_batch(np.arange(200), (0, 0))["image"]
+    shifted = moved.make_batch(np.arange(200), (0, 0))["image"]
+    black = original.min()
+    padded = np.pad(original, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=black)
+    crops = np.stack([padded[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)])
+    found = (crops == shifted).all(axis=(2, 3, 4))
+    assert found.any(axis=0).all()
+    assert len(np.unique(found.argmax(axis=0))) == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(image_size=(32, 32)), r"image_size is \(32, 32\).*\(8, 8\)"),
+        (dict(name="mnist"), "'mnist', but must be one of digits"),
+    ],
+)
+def test_bad_config(fields, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(config(**fields))
