@@ -1,0 +1,20 @@
+"""What the models share: convolutions, norms, dropout masks, resizing."""
+
+from mdeq_jax.layers.conv import Conv, ConvKernel, conv2d, torch_uniform, weight_norm
+from mdeq_jax.layers.dropout import dropout_mask
+from mdeq_jax.layers.norm import Affine, BatchNorm, group_norm
+from mdeq_jax.layers.resize import resize_bilinear, upsample_nearest
+
+__all__ = [
+    "Affine",
+    "BatchNorm",
+    "Conv",
+    "ConvKernel",
+    "conv2d",
+    "dropout_mask",
+    "group_norm",
+    "resize_bilinear",
+    "torch_uniform",
+    "upsample_nearest",
+    "weight_norm",
+]

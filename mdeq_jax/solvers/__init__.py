@@ -1,0 +1,14 @@
+"""Root solvers for f(z) = z: batched, each sample its own stopping rule, inside `jit`."""
+
+from mdeq_jax.solvers.anderson import anderson
+from mdeq_jax.solvers.base import Solution, Status
+from mdeq_jax.solvers.broyden import broyden
+from mdeq_jax.solvers.fixed_point import fixed_point_iteration
+
+SOLVERS = {
+    "broyden": broyden,
+    "anderson": anderson,
+    "fixed_point_iteration": fixed_point_iteration,
+}
+
+__all__ = ["SOLVERS", "Solution", "Status", "anderson", "broyden", "fixed_point_iteration"]

@@ -1,0 +1,116 @@
+"""Size of the Jacobian J = df/dz at a state: a regulariser and a measurement."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mdeq_jax.implicit.ift import Cell
+from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+
+
+def _left_product(f: Cell, params: PyTree, x: PyTree, z: PyTree):
+    """The flat state and v -> v^T J on flat `[B, D]` arrays."""
+    flat, unravel = ravel_batch(z)
+    _, pullback = jax.vjp(lambda flat: ravel_batch(f(params, unravel(flat), x))[0], flat)
+    return flat, lambda v: pullback(v)[0]
+
+
+def jacobian_loss(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z: PyTree,
+    *,
+    key: jax.Array | None = None,
+    probe: PyTree | None = None,
+    num_probes: int = 1,
+) -> jax.Array:
+    """Hutchinson's estimate of |J|_F^2 / numel(z): mean of |v^T J|^2 / numel(z), v ~ N(0, I).
+
+    Bai, Koltun, Kolter 2021 (2106.14342), section 4. Differentiable in `params` and `x`; `z` is
+    held constant, as in the original.
+
+    Args:
+        f: cell, `f(params, z, x) -> z`.
+        params: parameters of the cell.
+        x: input injection.
+        z: state, leaves `[B, ...]`, usually the equilibrium.
+        key: random key of the probes; not needed if `probe` is given.
+        probe: one probe v like `z`, in the place of random ones.
+        num_probes: how many random probes are averaged.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: neither or both of `key` and `probe` are given, or `num_probes` is below 1.
+    """
+    if (key is None) == (probe is None):
+        raise ValueError("Give either a random `key` or a `probe`, and not both.")
+    if num_probes < 1:
+        raise ValueError(f"num_probes must be at least 1; got {num_probes}.")
+    flat, product = _left_product(f, params, x, lax.stop_gradient(z))
+    if probe is not None:
+        return jnp.sum(jnp.square(product(ravel_batch(probe)[0]))) / flat.size
+    probes = jax.random.normal(key, (num_probes, *flat.shape), flat.dtype)
+    norms = [jnp.sum(jnp.square(product(v))) for v in probes]
+    return sum(norms) / (num_probes * flat.size)
+
+
+class SpectralRadius(NamedTuple):
+    """Result of a power iteration on J^T, for each sample.
+
+    Attributes:
+        radius: `[B]` |Rayleigh quotient| after the last step, the original's estimate.
+        growth: `[B]` geometric mean of |v^T J| / |v| over the second half of the steps; also
+            right where the dominant eigenvalues are a complex pair, for which `radius` oscillates.
+        residual: `[B]` |v^T J - radius v| / |v^T J| after the last step: near zero once v is an
+            eigenvector, so that `radius` can be trusted; near one for a complex pair.
+    """
+
+    radius: jax.Array
+    growth: jax.Array
+    residual: jax.Array
+
+
+def spectral_radius(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z: PyTree,
+    *,
+    key: jax.Array,
+    num_steps: int = 100,
+) -> SpectralRadius:
+    """Power iteration for the spectral radius of J at `z`, one for each sample.
+
+    Args:
+        f: cell, `f(params, z, x) -> z`.
+        params: parameters of the cell.
+        x: input injection.
+        z: state, leaves `[B, ...]`, usually the equilibrium.
+        key: random key of the start.
+        num_steps: products with J; the original takes 75 to 400.
+
+    Raises:
+        ValueError: `num_steps` is below 2.
+    """
+    if num_steps < 2:
+        raise ValueError(f"num_steps must be at least 2; got {num_steps}.")
+    flat, product = _left_product(f, params, x, z)
+
+    def step(v, _):
+        image = product(v)
+        size = sample_norm(image)
+        quotient = jnp.sum(image * v, axis=1)  # |v| = 1
+        residual = sample_norm(image - quotient[:, None] * v) / jnp.maximum(size, 1e-30)
+        direction = image / jnp.maximum(size, 1e-30)[:, None]
+        return direction, (jnp.abs(quotient), jnp.log(jnp.maximum(size, 1e-30)), residual)
+
+    start = jax.random.normal(key, flat.shape, flat.dtype)
+    start /= sample_norm(start)[:, None]
+    _, (quotients, log_sizes, residuals) = lax.scan(step, start, length=num_steps)
+    growth = jnp.exp(jnp.mean(log_sizes[num_steps // 2 :], axis=0))
+    return SpectralRadius(quotients[-1], growth, residuals[-1])

@@ -1,0 +1,111 @@
+"""Gradients that put a few terms in the place of the adjoint solve.
+
+`phantom` and `neumann`: Geng, Zhang, Bai, Wang, Lin 2021 (2111.05177), sections 3.1 and 3.2.
+`one_step`, also called Jacobian-free: Fung et al. 2021 (2103.12803).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mdeq_jax.implicit.ift import BackwardStats, Cell, attach_adjoint
+from mdeq_jax.solvers import Status
+from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+
+
+def _check(steps: int, tau: float) -> None:
+    if steps < 1:
+        raise ValueError(f"steps, the number of terms, must be at least 1; got {steps}.")
+    if not 0 < tau <= 1:
+        raise ValueError(f"tau, the damping, must be in (0, 1]; got {tau}.")
+
+
+def phantom(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z_star: PyTree,
+    stats: BackwardStats | None = None,
+    *,
+    steps: int = 5,
+    tau: float = 0.5,
+) -> PyTree:
+    """`steps` damped applications z <- (1 - tau) z + tau f(z) from z*, differentiated plainly.
+
+    Args:
+        f: cell, `f(params, z, x) -> z`.
+        params: parameters of the cell.
+        x: input injection.
+        z_star: equilibrium, leaves `[B, ...]`; it gets no gradient.
+        stats: accepted for symmetry with `ift`; there is no solve to report, it stays zero.
+        steps: number of applications; memory grows with it.
+        tau: damping, in (0, 1].
+
+    Returns:
+        The state after the last application.
+
+    Raises:
+        ValueError: `steps` or `tau` out of range.
+    """
+    _check(steps, tau)
+
+    def apply(z, _):
+        return jax.tree.map(lambda a, b: (1 - tau) * a + tau * b, z, f(params, z, x)), None
+
+    return lax.scan(apply, lax.stop_gradient(z_star), length=steps)[0]
+
+
+def one_step(
+    f: Cell, params: PyTree, x: PyTree, z_star: PyTree, stats: BackwardStats | None = None
+) -> PyTree:
+    """f(params, z*, x) with z* held constant: `phantom` with one undamped step.
+
+    Arguments and result as for `phantom`.
+    """
+    return f(params, lax.stop_gradient(z_star), x)
+
+
+def _series(pullback, cotangent, *, steps: int, tau: float):
+    """u_k = tau sum_{i<k} (1 - tau + tau J^T)^i g, as damped iteration of the adjoint equation."""
+    flat, unravel = ravel_batch(cotangent)
+
+    def term(_, carry):
+        u, _ = carry
+        image = ravel_batch(pullback(unravel(u)))[0] + flat
+        rel_residual = sample_norm(image - u) / (sample_norm(image) + 1e-9)
+        return (1 - tau) * u + tau * image, rel_residual
+
+    u, rel_residual = lax.fori_loop(1, steps, term, (tau * flat, jnp.ones(flat.shape[0])))
+    per_sample = jnp.ones(flat.shape[0], jnp.float32)
+    stats = BackwardStats(
+        nfe=jnp.float32(steps - 1),
+        steps=steps * per_sample,
+        rel_residual=rel_residual.astype(jnp.float32),  # of the partial sum before the last
+        status=Status.MAX_STEPS * per_sample,
+    )
+    return unravel(u), stats
+
+
+def neumann(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z_star: PyTree,
+    stats: BackwardStats | None = None,
+    *,
+    steps: int = 5,
+    tau: float = 0.5,
+) -> PyTree:
+    """f(params, z*, x), whose gradient uses `steps` terms of a damped Neumann series.
+
+    u = tau * sum_{i < steps} (1 - tau + tau J^T)^i dloss/dz in the place of the adjoint solution.
+    The first order of `phantom` at z*, at the memory of `ift`.
+
+    Arguments and errors as for `phantom`; `stats` receives the residual of the adjoint equation
+    at the sum of the first `steps - 1` terms.
+    """
+    _check(steps, tau)
+    adjoint = partial(_series, steps=steps, tau=tau)
+    return attach_adjoint(f, params, x, z_star, stats, adjoint=adjoint)

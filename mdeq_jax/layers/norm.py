@@ -1,0 +1,102 @@
+"""Group and batch normalisation as PyTorch computes them, with statistics in float32 or better."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+EPS = 1e-5
+
+
+def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Mean and mean square over `axes`, in one pass and at least float32."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
+
+
+def group_norm(x: jax.Array, num_groups: int, affine: dict | None = None) -> jax.Array:
+    """Group normalisation (Wu, He 2018) over space and the channels of a group.
+
+    Args:
+        x: `[B, H, W, C]`.
+        num_groups: groups of consecutive channels; divides C.
+        affine: `{"scale": [C], "bias": [C]}`, or None for neither.
+
+    Returns:
+        `[B, H, W, C]` in the type of `x`.
+    """
+    batch, _, _, channels = x.shape
+    # Sums by channel first, then by group: one pass over x, and no reshape of it.
+    mean, mean_square = (
+        jnp.mean(m.reshape(batch, num_groups, channels // num_groups), axis=2)
+        for m in _moments(x, (1, 2))
+    )
+    variance = jnp.maximum(mean_square - jnp.square(mean), 0)
+    rstd = lax.rsqrt(variance + EPS)
+    multiplier, shift = (
+        jnp.repeat(statistic, channels // num_groups, axis=1) for statistic in (rstd, -mean * rstd)
+    )
+    if affine is not None:
+        scale, bias = affine["scale"][None, :], affine["bias"][None, :]
+        multiplier, shift = multiplier * scale, shift * scale + bias
+    y = x * multiplier[:, None, None, :] + shift[:, None, None, :]
+    return y.astype(x.dtype)
+
+
+class Affine(nn.Module):
+    """Scale and bias of a norm as parameters, ones and zeros; None if not `use`."""
+
+    channels: int
+    use: bool = True
+
+    @nn.compact
+    def __call__(self) -> dict | None:
+        if not self.use:
+            return None
+        return {
+            "scale": self.param("scale", nn.initializers.ones, (self.channels,)),
+            "bias": self.param("bias", nn.initializers.zeros, (self.channels,)),
+        }
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe, Szegedy 2015) of `[B, H, W, C]` as `torch.nn.BatchNorm2d`.
+
+    Unlike `flax.linen.BatchNorm` the running variance is the unbiased one.
+
+    Attributes:
+        use_affine: whether there are a scale and a bias.
+        momentum: weight of the old running statistics, 1 - PyTorch's `momentum`.
+        axis_name: pmap axis over which the statistics are averaged; None: each device its own.
+    """
+
+    use_affine: bool = True
+    momentum: float = 0.9
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        channels = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if train and not self.is_initializing():
+            mean, mean_square = _moments(x, (0, 1, 2))
+            count = x.size // channels
+            if self.axis_name is not None:
+                mean, mean_square = lax.pmean((mean, mean_square), self.axis_name)
+                count *= lax.axis_size(self.axis_name)
+            var = jnp.maximum(mean_square - jnp.square(mean), 0)
+            unbiased = var * (count / max(count - 1, 1))
+            for running, new in ((running_mean, mean), (running_var, unbiased)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
+        else:
+            mean, var = running_mean.value, running_var.value
+        multiplier = lax.rsqrt(var + EPS)
+        affine = Affine(channels, self.use_affine, name="affine")()
+        if affine is not None:
+            multiplier = multiplier * affine["scale"]
+        shift = -mean * multiplier
+        if affine is not None:
+            shift = shift + affine["bias"]
+        y = x * multiplier[None, None, None, :] + shift[None, None, None, :]
+        return y.astype(x.dtype)

@@ -1,0 +1,178 @@
+"""From a config to a model, refusing what cannot work before anything is compiled."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mdeq_jax.implicit import GRADIENTS
+from mdeq_jax.layers import BatchNorm
+from mdeq_jax.models.heads import ClassificationHead, SegmentationHead, Stem
+from mdeq_jax.models.mdeq import MDEQ, check_image_size
+from mdeq_jax.models.mdeq_cell import CellSpec, MDEQCell
+from mdeq_jax.solvers import SOLVERS
+
+MODELS = ("mdeq_classifier", "mdeq_segmenter")
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
+BATCH_AXIS = "batch"  # name of the pmap axis
+
+_SOLVER_OPTIONS = {
+    "broyden": ("history_dtype",),
+    "anderson": ("m", "lam", "beta"),
+    "fixed_point_iteration": ("tau",),
+}
+_GRADIENT_OPTIONS = {
+    "ift": ("linearize_at",),
+    "phantom": ("steps", "tau"),
+    "neumann": ("steps", "tau"),
+    "one_step": (),
+}
+
+
+def build_model(config) -> nn.Module:
+    """The Flax module that a config describes.
+
+    Args:
+        config: a config of `configs/`; its `model`, `solver`, `gradient`, `precision`,
+            `train.sync_batch_norm` and `data.image_size` are read.
+
+    Returns:
+        An `MDEQ`: `variables = model.init(rng, images)`, `out = model.apply(variables, images)`.
+
+    Raises:
+        ValueError: a setting that cannot work; says which, what was required and the choices.
+    """
+    model = config.model
+    _choose("model.name", model.name, MODELS)
+    _choose("precision", config.precision, PRECISIONS)
+    _check_model(model)
+    if config.data.image_size is not None:
+        height, width = config.data.image_size
+        check_image_size((1, height, width, 3), model.downsample_times, len(model.channels))
+
+    dtype = PRECISIONS[config.precision]
+    f_solver = build_solver(config.solver.forward, "solver.forward")
+    b_solver = build_solver(config.solver.backward, "solver.backward")
+    spec = CellSpec(
+        channels=tuple(model.channels),
+        num_blocks=tuple(model.num_blocks),
+        big_kernels=tuple(model.big_kernels),
+        expansion=model.expansion,
+        num_groups=model.num_groups,
+        weight_norm=model.weight_norm,
+        fuse_weight_norm=model.fuse_weight_norm,
+        block_gn_affine=model.block_gn_affine,
+        fuse_gn_affine=model.fuse_gn_affine,
+        post_gn_affine=model.post_gn_affine,
+        dtype=dtype,
+    )
+    segmentation = model.name == "mdeq_segmenter"
+    norm = BatchNorm(
+        momentum=0.99 if segmentation else 0.9,
+        axis_name=BATCH_AXIS if config.train.sync_batch_norm else None,
+        parent=None,
+    )
+    if segmentation:
+        head = SegmentationHead(
+            model.final_conv_kernel, model.num_classes, norm, dtype, parent=None
+        )
+    else:
+        head = ClassificationHead(
+            tuple(model.head_channels),
+            model.final_channels,
+            model.num_classes,
+            norm,
+            dtype,
+            parent=None,
+        )
+    inject = model.downsample_times > 0 or len(model.channels) > 2
+    return MDEQ(
+        stem=Stem(
+            model.channels[0], model.downsample_times, inject, norm, dtype, parent=None
+        ),
+        cell=MDEQCell(spec, parent=None),
+        head=head,
+        f_solver=f_solver,
+        gradient=_build_gradient(config.gradient, b_solver),
+        dropout=model.dropout,
+        downsample_times=model.downsample_times,
+    )
+
+
+def build_solver(settings, where: str):
+    """A solver of `mdeq_jax.solvers` with the settings of `config.solver.forward` or `.backward`.
+
+    Raises:
+        ValueError: unknown name or stop mode, or a setting that this solver does not have.
+    """
+    _choose(f"{where}.name", settings.name, SOLVERS)
+    _choose(f"{where}.stop_mode", settings.stop_mode, ("rel", "abs"))
+    if settings.max_steps < 1:
+        raise ValueError(f"{where}.max_steps must be at least 1; got {settings.max_steps}.")
+    options = _options(settings, where, _SOLVER_OPTIONS)
+    return partial(
+        SOLVERS[settings.name],
+        max_steps=settings.max_steps,
+        tol=settings.tol,
+        stop_mode=settings.stop_mode,
+        **options,
+    )
+
+
+def _build_gradient(settings, b_solver):
+    _choose("gradient.name", settings.name, GRADIENTS)
+    options = _options(settings, "gradient", _GRADIENT_OPTIONS)
+    if settings.name == "ift":
+        options["b_solver"] = b_solver
+    return partial(GRADIENTS[settings.name], **options)
+
+
+def _options(settings, where: str, table: dict) -> dict:
+    """The optional settings that are set, all of which `settings.name` must have."""
+    own = table[settings.name]
+    others = {option for options in table.values() for option in options} - set(own)
+    for option in sorted(others):
+        if settings[option] is not None:
+            raise ValueError(
+                f"{where}.{option}={settings[option]!r} has no effect on {settings.name!r}, "
+                f"whose own settings are {list(own)}. Unset it, or choose another {where}.name."
+            )
+    return {option: settings[option] for option in own if settings[option] is not None}
+
+
+def _choose(where: str, value, choices) -> None:
+    if value not in choices:
+        raise ValueError(f"{where} must be one of {sorted(choices)}; got {value!r}.")
+
+
+def _check_model(model) -> None:
+    scales = len(model.channels)
+    if scales < 1:
+        raise ValueError("model.channels needs one entry for each resolution; it is empty.")
+    per_scale = ["num_blocks", "big_kernels"]
+    if model.name == "mdeq_classifier":
+        per_scale.append("head_channels")
+    for field in per_scale:
+        if len(model[field]) != scales:
+            raise ValueError(
+                f"model.{field} must have one entry for each of the {scales} resolutions of "
+                f"model.channels={tuple(model.channels)}; got {tuple(model[field])}."
+            )
+    if model.num_groups < 2 or model.num_groups % 2:
+        raise ValueError(
+            "model.num_groups must be even (half as many groups are used after the fusion); "
+            f"got {model.num_groups}."
+        )
+    for channels in model.channels:
+        if channels % model.num_groups:
+            raise ValueError(
+                f"Each entry of model.channels must be a multiple of model.num_groups="
+                f"{model.num_groups}, the groups of its group norms; got {channels} in "
+                f"{tuple(model.channels)}."
+            )
+    if not 0 <= model.dropout < 1:
+        raise ValueError(f"model.dropout must be in [0, 1); got {model.dropout}.")
+    if model.num_classes < 1:
+        raise ValueError(f"model.num_classes must be at least 1; got {model.num_classes}.")
+    if model.downsample_times < 0:
+        raise ValueError(f"model.downsample_times must not be negative; got {model.downsample_times}.")

@@ -1,0 +1,131 @@
+"""Everything of an MDEQ that is not the equilibrium: stem, input injection, and the two heads."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mdeq_jax.layers import BatchNorm, Conv, resize_bilinear, torch_uniform
+from mdeq_jax.models.mdeq_cell import Scales
+
+BOTTLENECK_EXPANSION = 4
+
+
+class _ConvBNReLU(nn.Module):
+    """Convolution, batch norm, ReLU."""
+
+    features: int
+    size: int
+    norm: BatchNorm
+    stride: int = 1
+    use_bias: bool = False
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = Conv(self.features, self.size, self.stride, self.use_bias, self.dtype, name="conv")(x)
+        return nn.relu(self.norm.copy(name="norm")(x, train=train))
+
+
+class Stem(nn.Module):
+    """Image to input injection: `[B, H, W, 3]` to `[B, H / 2^d, W / 2^d, features]`.
+
+    Two or more 3x3 convolutions, of stride 2 for the first d = `downsample_times`, and, if
+    `inject`, the 1x1 transform that the original calls stage 0.
+    """
+
+    features: int
+    downsample_times: int
+    inject: bool
+    norm: BatchNorm
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = images
+        for i in range(max(2, self.downsample_times)):
+            stride = 2 if i < self.downsample_times else 1
+            x = _ConvBNReLU(self.features, 3, self.norm, stride, dtype=self.dtype, name=f"conv{i}")(
+                x, train
+            )
+        if self.inject:
+            x = _ConvBNReLU(self.features, 1, self.norm, dtype=self.dtype, name="injection")(
+                x, train
+            )
+        return x
+
+
+class _Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 to four times `width`; the inner batch norms have no scale and bias."""
+
+    width: int
+    norm: BatchNorm
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x, train):
+        out_channels = BOTTLENECK_EXPANSION * self.width
+        y = x
+        for n, (features, size) in enumerate(((self.width, 1), (self.width, 3), (out_channels, 1))):
+            y = Conv(features, size, dtype=self.dtype, name=f"conv{n + 1}")(y)
+            y = self.norm.copy(use_affine=False, name=f"norm{n + 1}")(y, train=train)
+            if n < 2:
+                y = nn.relu(y)
+        if x.shape[-1] != out_channels:
+            x = Conv(out_channels, 1, dtype=self.dtype, name="shortcut_conv")(x)
+            x = self.norm.copy(name="shortcut_norm")(x, train=train)
+        return nn.relu(y + x)
+
+
+class ClassificationHead(nn.Module):
+    """Scales to class logits `[B, num_classes]`.
+
+    Every resolution through a bottleneck, from high to low each downsampled and added to the
+    next; then 1x1 convolution, mean over space, linear.
+    """
+
+    head_channels: tuple[int, ...]
+    final_channels: int
+    num_classes: int
+    norm: BatchNorm
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, z: Scales, *, train: bool) -> jax.Array:
+        y = None
+        for i, (z_i, width) in enumerate(zip(z, self.head_channels)):
+            raised = _Bottleneck(width, self.norm, self.dtype, name=f"bottleneck{i}")(z_i, train)
+            if y is not None:
+                down = _ConvBNReLU(
+                    raised.shape[-1], 3, self.norm, 2, True, self.dtype, name=f"down{i - 1}"
+                )
+                raised = raised + down(y, train)
+            y = raised
+        y = _ConvBNReLU(
+            self.final_channels, 1, self.norm, use_bias=True, dtype=self.dtype, name="final"
+        )(y, train)
+        y = jnp.mean(y.astype(jnp.promote_types(y.dtype, jnp.float32)), axis=(1, 2))
+        uniform = torch_uniform(self.final_channels)
+        return nn.Dense(
+            self.num_classes, kernel_init=uniform, bias_init=uniform, name="classifier"
+        )(y)
+
+
+class SegmentationHead(nn.Module):
+    """Scales to pixel logits `[B, H_0, W_0, num_classes]` at the highest resolution."""
+
+    final_conv_kernel: int
+    num_classes: int
+    norm: BatchNorm
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, z: Scales, *, train: bool) -> jax.Array:
+        size = z[0].shape[1:3]
+        y = jnp.concatenate([resize_bilinear(z_i, size) for z_i in z], axis=-1)
+        y = _ConvBNReLU(
+            y.shape[-1], 1, self.norm, use_bias=True, dtype=self.dtype, name="mix"
+        )(y, train)
+        y = Conv(
+            self.num_classes, self.final_conv_kernel, use_bias=True, dtype=self.dtype, name="classifier"
+        )(y)
+        return y.astype(jnp.promote_types(y.dtype, jnp.float32))

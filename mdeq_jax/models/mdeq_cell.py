@@ -1,0 +1,224 @@
+"""The equilibrium cell of an MDEQ: residual blocks on each resolution, then fusion of all.
+
+The parameters are a Flax module, `MDEQCell`; calling it gives the cell's weights (kernels with
+their weight norm applied). The computation is the pure function `apply_cell(spec, weights, z, x)`,
+so that a solver calls it many times on weights that were made once. Source: Bai, Koltun, Kolter
+2020 (2006.08656), section 3.1 and figure 2.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mdeq_jax.layers import (
+    Affine,
+    ConvKernel,
+    conv2d,
+    dropout_mask,
+    group_norm,
+    upsample_nearest,
+)
+
+Scales = tuple[jax.Array, ...]  # [B, H / 2^i, W / 2^i, channels[i]], highest resolution first
+
+
+class CellSpec(NamedTuple):
+    """What is fixed about a cell. One entry a resolution, highest first, where it is a tuple.
+
+    Attributes:
+        channels: width.
+        num_blocks: residual blocks.
+        big_kernels: how many of a resolution's convolutions, counted from its first, are 5x5.
+        expansion: the first convolution of a block has `expansion` times the width.
+        num_groups: groups of the group norms (half as many after the fusion).
+        weight_norm: weight-normalised blocks and post-fusion convolutions.
+        fuse_weight_norm: weight-normalised fusion convolutions too (TorchDEQ's models).
+        block_gn_affine, fuse_gn_affine, post_gn_affine: which group norms have scale and bias.
+        dtype: type of the computation; None: that of weights and state.
+    """
+
+    channels: tuple[int, ...]
+    num_blocks: tuple[int, ...]
+    big_kernels: tuple[int, ...]
+    expansion: int
+    num_groups: int
+    weight_norm: bool
+    fuse_weight_norm: bool
+    block_gn_affine: bool
+    fuse_gn_affine: bool
+    post_gn_affine: bool
+    dtype: jnp.dtype | None = None
+
+    @property
+    def num_scales(self) -> int:
+        """Number of resolutions."""
+        return len(self.channels)
+
+
+class CellInput(NamedTuple):
+    """What a cell is conditioned on.
+
+    Attributes:
+        injection: `[B, H, W, channels[0]]`, added in the first block of the highest resolution.
+        masks: dropout masks, one `[B, H_i, W_i, channels[i]]` for each block of each resolution;
+            None without dropout.
+    """
+
+    injection: jax.Array
+    masks: tuple[tuple[jax.Array, ...], ...] | None = None
+
+
+class _ConvNorm(nn.Module):
+    """Weights of a convolution and the group norm after it."""
+
+    size: int
+    in_channels: int
+    out_channels: int
+    weight_norm: bool
+    affine: bool
+
+    @nn.compact
+    def __call__(self):
+        kernel = ConvKernel(
+            self.size, self.in_channels, self.out_channels, self.weight_norm, name="conv"
+        )()
+        return {"kernel": kernel, "norm": Affine(self.out_channels, self.affine, name="norm")()}
+
+
+class _Block(nn.Module):
+    """Weights of one residual block."""
+
+    channels: int
+    spec: CellSpec
+    sizes: tuple[int, int]
+
+    @nn.compact
+    def __call__(self):
+        c, wide, spec = self.channels, self.channels * self.spec.expansion, self.spec
+        return {
+            "conv1": ConvKernel(self.sizes[0], c, wide, spec.weight_norm, name="conv1")(),
+            "norm1": Affine(wide, spec.block_gn_affine, name="norm1")(),
+            "conv2": ConvKernel(self.sizes[1], wide, c, spec.weight_norm, name="conv2")(),
+            "norm2": Affine(c, spec.block_gn_affine, name="norm2")(),
+            "norm3": Affine(c, spec.block_gn_affine, name="norm3")(),
+        }
+
+
+class MDEQCell(nn.Module):
+    """Parameters of the cell; calling it gives the weights that `apply_cell` takes."""
+
+    spec: CellSpec
+
+    @nn.compact
+    def __call__(self) -> dict:
+        spec = self.spec
+        weights = {}
+        for i, channels in enumerate(spec.channels):
+            for b in range(spec.num_blocks[i]):
+                sizes = tuple(5 if 2 * b + n < spec.big_kernels[i] else 3 for n in range(2))
+                name = f"branch{i}_block{b}"
+                weights[name] = _Block(channels, spec, sizes, name=name)()
+        if spec.num_scales > 1:
+            for name, size, c_in, c_out in _fusion_layers(spec.channels):
+                weights[name] = _ConvNorm(
+                    size, c_in, c_out, spec.fuse_weight_norm, spec.fuse_gn_affine, name=name
+                )()
+            for i, channels in enumerate(spec.channels):
+                weights[f"post{i}"] = _ConvNorm(
+                    1, channels, channels, spec.weight_norm, spec.post_gn_affine, name=f"post{i}"
+                )()
+        if spec.dtype is not None:
+            weights = {
+                name: {
+                    key: value.astype(spec.dtype) if getattr(value, "ndim", 0) == 4 else value
+                    for key, value in layer.items()
+                }
+                for name, layer in weights.items()
+            }
+        return weights
+
+
+def _fusion_layers(channels: tuple[int, ...]):
+    """Names, kernel sizes and widths of the convolutions from scale j into scale i."""
+    for i, to_width in enumerate(channels):
+        for j, from_width in enumerate(channels):
+            if j > i:
+                yield f"fuse{i}_{j}", 1, from_width, to_width
+            for k in range(i - j):
+                last = k == i - j - 1
+                yield f"fuse{i}_{j}_{k}", 3, from_width, to_width if last else from_width
+
+
+def make_masks(key: jax.Array, rate: float, spec: CellSpec, z: Scales):
+    """Dropout masks for `CellInput`, from a random key and the shapes of the state."""
+    keys = iter(jax.random.split(key, sum(spec.num_blocks)))
+    return tuple(
+        tuple(dropout_mask(next(keys), rate, z_i.shape, spec.dtype or z_i.dtype) for _ in range(n))
+        for n, z_i in zip(spec.num_blocks, z)
+    )
+
+
+def _block(weights, z, injection, mask, num_groups):
+    y = conv2d(z, weights["conv1"])  # [B, H_i, W_i, expansion c]
+    y = nn.relu(group_norm(y, num_groups, weights["norm1"]))
+    y = conv2d(y, weights["conv2"])  # [B, H_i, W_i, c]
+    if mask is not None:
+        y = y * mask
+    if injection is not None:
+        y = y + injection
+    y = group_norm(y, num_groups, weights["norm2"])
+    return group_norm(nn.relu(y + z), num_groups, weights["norm3"])
+
+
+def _fuse(weights, y, i, j, num_groups):
+    """What scale j sends to scale i."""
+    if i == j:
+        return y
+    if j > i:
+        layer = weights[f"fuse{i}_{j}"]
+        y = group_norm(conv2d(y, layer["kernel"]), num_groups, layer["norm"])
+        return upsample_nearest(y, 2 ** (j - i))
+    for k in range(i - j):
+        layer = weights[f"fuse{i}_{j}_{k}"]
+        y = group_norm(conv2d(y, layer["kernel"], stride=2), num_groups, layer["norm"])
+        if k < i - j - 1:
+            y = nn.relu(y)
+    return y
+
+
+def apply_cell(spec: CellSpec, weights: dict, z: Scales, x: CellInput) -> Scales:
+    """One application of the cell, z <- f(z; x).
+
+    Args:
+        spec: of the cell.
+        weights: as `MDEQCell` gives them.
+        z: state, one `[B, H / 2^i, W / 2^i, channels[i]]` a resolution.
+        x: injection and dropout masks.
+
+    Returns:
+        The new state, in the shapes and types of `z`.
+    """
+    dtypes = [z_i.dtype for z_i in z]
+    injection = x.injection
+    if spec.dtype is not None:
+        z = tuple(z_i.astype(spec.dtype) for z_i in z)
+        injection = injection.astype(spec.dtype)
+
+    branches = []
+    for i, y in enumerate(z):
+        for b in range(spec.num_blocks[i]):
+            mask = None if x.masks is None else x.masks[i][b]
+            add = injection if i == b == 0 else None
+            y = _block(weights[f"branch{i}_block{b}"], y, add, mask, spec.num_groups)
+        branches.append(y)
+    if spec.num_scales > 1:
+        fused = []
+        for i in range(spec.num_scales):
+            y = sum(_fuse(weights, branches[j], i, j, spec.num_groups) for j in range(len(z)))
+            layer = weights[f"post{i}"]
+            y = conv2d(nn.relu(y), layer["kernel"])
+            fused.append(group_norm(y, spec.num_groups // 2, layer["norm"]))
+        branches = fused
+    return tuple(y.astype(dtype) for y, dtype in zip(branches, dtypes))

@@ -1,0 +1,250 @@
+"""The one loop that every solver runs in: evaluation, stopping rule, best iterate, traces.
+
+A solver adds an `update` that proposes the next iterate; everything that decides when a sample is
+finished, and what is handed back, is here.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mdeq_jax.tree import sample_norm
+
+STOP_MODES = ("rel", "abs")
+REL_EPS = 1e-9  # keeps the relative residual finite where f(z) = 0
+
+# The limits of the original code: how far a residual may grow over its first value, and when a
+# sample that hardly moves any more is let go.
+DIVERGED_REL = 1e3
+DIVERGED_ABS = 1e6
+STALL_WINDOW = 30
+STALL_RATIO = 1.3
+STALL_TOL = 3.0
+
+
+class Status(enum.IntEnum):
+    """How a sample's solve ended."""
+
+    CONVERGED = 0  # residual under `tol`
+    MAX_STEPS = 1  # `max_steps` or `step_budget` reached first
+    STALLED = 2  # no further progress: residual flat, or the update has a zero denominator
+    DIVERGED = 3  # residual not finite, or far above its first value
+
+
+class Solution(NamedTuple):
+    """What a solver returns. `B` samples, `D` numbers each.
+
+    Attributes:
+        z: `[B, D]` iterate with the lowest residual (by `stop_mode`) of each sample.
+        residual: `[B]` absolute residual |f(z) - z| at `z`.
+        rel_residual: `[B]` relative residual |f(z) - z| / (|f(z)| + 1e-9) at `z`.
+        steps: `[B]` int32, the step that gave `z`; 0 is the start.
+        nfe: int32 scalar, evaluations of `f` on the batch.
+        status: `[B]` int32, values of `Status`.
+        abs_trace: `[max_steps, B]` absolute residual after each step; NaN once a sample is done.
+        rel_trace: `[max_steps, B]` the same for the relative residual.
+    """
+
+    z: jax.Array
+    residual: jax.Array
+    rel_residual: jax.Array
+    steps: jax.Array
+    nfe: jax.Array
+    status: jax.Array
+    abs_trace: jax.Array
+    rel_trace: jax.Array
+
+
+# (algorithm state, step, z, f(z), f(z) - z, active) -> (algorithm state, next z, stuck [B]).
+# Rows of samples that are not active may hold anything finite; the loop keeps them where they are.
+Update = Callable[
+    [Any, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], tuple[Any, jax.Array, jax.Array]
+]
+
+
+class _Loop(NamedTuple):
+    step: jax.Array
+    z: jax.Array  # [B, D]
+    fz: jax.Array  # [B, D]
+    best: jax.Array  # [B, D]
+    best_abs: jax.Array  # [B]
+    best_rel: jax.Array  # [B]
+    best_step: jax.Array  # [B]
+    status: jax.Array  # [B]; _ACTIVE while the sample runs
+    abs_trace: jax.Array  # [max_steps, B]
+    rel_trace: jax.Array  # [max_steps, B]
+    algorithm: Any
+
+
+_ACTIVE = -1
+
+
+def check_arguments(f, z0, *, max_steps: int, tol: float, stop_mode: str) -> None:
+    """Refuses what would otherwise fail late, inside a compiled loop.
+
+    Raises:
+        ValueError: an argument is out of range, or `f` changes its input's shape.
+        TypeError: `z0` is not a floating-point array, or `f` changes its type.
+    """
+    if jnp.ndim(z0) != 2:
+        raise ValueError(
+            f"z0 must have two axes [batch, features]; got shape {jnp.shape(z0)}. "
+            "For other states use mdeq_jax.implicit.equilibrium, which takes any pytree."
+        )
+    if not jnp.issubdtype(jnp.result_type(z0), jnp.floating):
+        raise TypeError(f"z0 must be a floating-point array; got {jnp.result_type(z0)}.")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1; got {max_steps}.")
+    if tol < 0:
+        raise ValueError(f"tol must not be negative; got {tol}.")
+    if stop_mode not in STOP_MODES:
+        raise ValueError(f"stop_mode must be one of {STOP_MODES}; got {stop_mode!r}.")
+    out = jax.eval_shape(f, z0)
+    if not hasattr(out, "shape") or out.shape != z0.shape:
+        raise ValueError(
+            f"f must return an array of its argument's shape {z0.shape}; "
+            f"it returns {getattr(out, 'shape', type(out).__name__)}."
+        )
+    if out.dtype != z0.dtype:
+        raise TypeError(
+            f"f must keep its argument's type: z0 is {z0.dtype}, f(z0) is {out.dtype}. "
+            "Cast inside f (the solver's state keeps the type of z0)."
+        )
+
+
+def _residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array]:
+    absolute = sample_norm(fz - z)
+    return absolute, absolute / (sample_norm(fz) + REL_EPS)
+
+
+def _stalled(trace: jax.Array, residual: jax.Array, step: jax.Array, tol: float) -> jax.Array:
+    """The original's rule: under 3 tol, and within a factor 1.3 for 30 steps. `[B]` bool."""
+    if trace.shape[0] <= STALL_WINDOW:
+        return jnp.zeros(residual.shape, bool)
+    start = jnp.maximum(step - STALL_WINDOW, 0)
+    window = lax.dynamic_slice_in_dim(trace, start, STALL_WINDOW, axis=0)
+    flat = jnp.max(window, axis=0) < STALL_RATIO * jnp.min(window, axis=0)
+    return (step > STALL_WINDOW) & (residual < STALL_TOL * tol) & flat
+
+
+def iterate(
+    f: Callable[[jax.Array], jax.Array],
+    z0: jax.Array,
+    init: Callable[[jax.Array], Any],
+    update: Update,
+    *,
+    max_steps: int,
+    tol: float,
+    stop_mode: str,
+    step_budget: int | jax.Array | None,
+) -> Solution:
+    """Runs `update` until no sample is active or the steps are used up.
+
+    Args:
+        f: `[B, D] -> [B, D]`, one sample's output a function of that sample alone.
+        z0: `[B, D]` start.
+        init: makes the algorithm's state from `z0`.
+        update: proposes the next iterate, see `Update`.
+        max_steps: sizes the buffers; `f` is evaluated at most `max_steps + 1` times.
+        tol: a sample is finished once its residual is under this.
+        stop_mode: which residual counts, "rel" or "abs".
+        step_budget: ends the loop earlier; may be traced, so changing it does not recompile.
+    """
+    check_arguments(f, z0, max_steps=max_steps, tol=tol, stop_mode=stop_mode)
+    limit = max_steps if step_budget is None else jnp.minimum(max_steps, step_budget)
+    batch = z0.shape[0]
+
+    fz0 = f(z0)
+    first_abs, first_rel = _residuals(z0, fz0)
+    objective0 = first_rel if stop_mode == "rel" else first_abs
+    finite = jnp.isfinite(first_abs)
+    status = jnp.where(_done(objective0, tol), Status.CONVERGED, _ACTIVE)
+    status = jnp.where(finite, status, Status.DIVERGED)
+    nan_trace = jnp.full((max_steps, batch), jnp.nan, first_abs.dtype)
+    start = _Loop(
+        step=jnp.int32(0),
+        z=z0,
+        fz=jnp.where(finite[:, None], fz0, z0),
+        best=z0,
+        best_abs=jnp.where(finite, first_abs, jnp.inf),
+        best_rel=jnp.where(finite, first_rel, jnp.inf),
+        best_step=jnp.zeros(batch, jnp.int32),
+        status=status.astype(jnp.int32),
+        abs_trace=nan_trace,
+        rel_trace=nan_trace,
+        algorithm=init(z0),
+    )
+
+    def cond(loop: _Loop) -> jax.Array:
+        return (loop.step < limit) & jnp.any(loop.status == _ACTIVE)
+
+    def body(loop: _Loop) -> _Loop:
+        active = loop.status == _ACTIVE
+        algorithm, proposed, stuck = update(
+            loop.algorithm, loop.step, loop.z, loop.fz, loop.fz - loop.z, active
+        )
+        # A sample whose update is undefined stays where it is, and so does one that is done.
+        stuck &= active
+        moving = active & ~stuck
+        z = jnp.where(moving[:, None], proposed, loop.z)
+        fz = f(z)
+        step = loop.step + 1
+
+        abs_residual, rel_residual = _residuals(z, fz)
+        objective, best, first = (
+            (rel_residual, loop.best_rel, first_rel)
+            if stop_mode == "rel"
+            else (abs_residual, loop.best_abs, first_abs)
+        )
+        finite = jnp.isfinite(abs_residual)
+        better = moving & finite & (objective < best)
+        abs_trace = loop.abs_trace.at[step - 1].set(jnp.where(moving, abs_residual, jnp.nan))
+        rel_trace = loop.rel_trace.at[step - 1].set(jnp.where(moving, rel_residual, jnp.nan))
+
+        diverged = ~finite | (rel_residual > DIVERGED_REL * first_rel)
+        diverged |= abs_residual > DIVERGED_ABS * first_abs
+        trace = rel_trace if stop_mode == "rel" else abs_trace
+        stalled = stuck | _stalled(trace, objective, step, tol)
+        outcome = jnp.where(
+            moving & _done(objective, tol),
+            Status.CONVERGED,
+            jnp.where(moving & diverged, Status.DIVERGED, Status.STALLED),
+        )
+        ended = stuck | (moving & (_done(objective, tol) | diverged | stalled))
+        # What a diverged sample leaves behind is replaced, so that it stays finite and harmless.
+        spoilt = moving & diverged
+        best_z = jnp.where(better[:, None], z, loop.best)
+        return _Loop(
+            step=step,
+            z=jnp.where(spoilt[:, None], best_z, z),
+            fz=jnp.where(spoilt[:, None], best_z, fz),
+            best=best_z,
+            best_abs=jnp.where(better, abs_residual, loop.best_abs),
+            best_rel=jnp.where(better, rel_residual, loop.best_rel),
+            best_step=jnp.where(better, step, loop.best_step),
+            status=jnp.where(active & ended, outcome, loop.status).astype(jnp.int32),
+            abs_trace=abs_trace,
+            rel_trace=rel_trace,
+            algorithm=algorithm,
+        )
+
+    end = lax.while_loop(cond, body, start)
+    return Solution(
+        z=end.best,
+        residual=end.best_abs,
+        rel_residual=end.best_rel,
+        steps=end.best_step,
+        nfe=end.step + 1,
+        status=jnp.where(end.status == _ACTIVE, Status.MAX_STEPS, end.status).astype(jnp.int32),
+        abs_trace=end.abs_trace,
+        rel_trace=end.rel_trace,
+    )
+
+
+def _done(objective: jax.Array, tol: float) -> jax.Array:
+    return (objective < tol) | (objective == 0)
+

@@ -1,0 +1,143 @@
+"""Broyden's good method with unit steps, keeping nothing but the steps.
+
+For g(z) = f(z) - z the method keeps an estimate H of the inverse Jacobian of g, starts it at
+H_0 = -I and improves it by rank-one updates H_{i+1} = H_i + u_i v_i^T (Broyden 1965; used for
+deep equilibrium models by Bai, Kolter, Koltun 2019, 1909.01377, appendix B). The usual limited-memory
+form stores both sequences. With unit steps D_i = z_{i+1} - z_i = -H_i g_i they are redundant:
+
+    u_i = D_{i+1} / |D_i|^2,    v_i = H_i^T D_i,
+
+so H_k y = -y + sum_{i<k} u_i a_i, where a_i = v_i . y follows from the unit lower-triangular system
+
+    a_i = -D_i . y + sum_{j<i} (D_i . u_j) a_j.
+
+With w = H_k g_{k+1} the next step is D_{k+1} = -w |D_k|^2 / (D_k . w + |D_k|^2). One step reads
+the history twice, once for inner products and once for a combination.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mdeq_jax.solvers.base import Solution, iterate
+
+
+class _History(NamedTuple):
+    """Steps so far, and what is known of their inner products.
+
+    Attributes:
+        steps: `[B, max_steps + 1, D]`; row i is D_i, zero where there is none yet.
+        sqnorms: `[B, max_steps + 1]` |D_i|^2, zero where there is none yet.
+        inverse: `[B, max_steps + 1, max_steps + 1]` inverse of the unit lower-triangular matrix
+            of the system for a, identity where there is no step yet.
+    """
+
+    steps: jax.Array
+    sqnorms: jax.Array
+    inverse: jax.Array
+
+
+def broyden(
+    f: Callable[[jax.Array], jax.Array],
+    z0: jax.Array,
+    *,
+    max_steps: int = 30,
+    tol: float = 1e-3,
+    stop_mode: str = "rel",
+    history_dtype: str | None = None,
+    step_budget: int | jax.Array | None = None,
+) -> Solution:
+    """Solves f(z) = z by Broyden's method, every sample on its own.
+
+    Args:
+        f: `[B, D] -> [B, D]`, each row a function of its own row.
+        z0: `[B, D]` start.
+        max_steps: most steps, and the number of `[B, D]` buffers kept; `f` is evaluated once more
+            than there are steps.
+        tol: a sample is done once its residual is under this.
+        stop_mode: "rel" or "abs", see `Solution`.
+        history_dtype: type in which the steps are kept ("bfloat16" halves the memory); that of
+            `z0` if None. Inner products are summed in the type of `z0` either way.
+        step_budget: ends the loop after this many steps; may be traced (no recompilation).
+
+    Raises:
+        ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
+    """
+    dtype = z0.dtype
+    rows = max_steps + 1
+    stored = jnp.dtype(history_dtype or dtype)
+    if not jnp.issubdtype(stored, jnp.floating):
+        raise ValueError(f"history_dtype must be a floating type; got {history_dtype!r}.")
+
+    def dot(subscripts, history, other):
+        return jnp.einsum(
+            subscripts,
+            history,
+            other.astype(history.dtype),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=dtype,
+        )
+
+    def init(z):
+        batch, features = z.shape
+        return _History(
+            steps=jnp.zeros((batch, rows, features), stored),
+            sqnorms=jnp.zeros((batch, rows), dtype),
+            inverse=jnp.broadcast_to(jnp.eye(rows, dtype=dtype), (batch, rows, rows)),
+        )
+
+    def first_step(history, gz):
+        return history, gz, jnp.zeros(gz.shape[0], bool)
+
+    def next_step(history, gz, k):
+        """The step after D_k, from g at the point that D_k led to."""
+        steps, sqnorms, inverse = history
+        last = lax.dynamic_index_in_dim(steps, k, axis=1, keepdims=False).astype(dtype)
+        last_sqnorm = lax.dynamic_index_in_dim(sqnorms, k, axis=1, keepdims=False)
+        both = dot("bnd,bdk->bnk", steps, jnp.stack([gz, last], axis=-1))
+        with_g, with_last = both[..., 0], both[..., 1]
+
+        # Row k of the triangular system: D_k . u_j = D_k . D_{j+1} / |D_j|^2 for j < k. The
+        # inverse's row follows from the rows above it, which are its final ones.
+        known = (jnp.arange(rows) < k)[None, :]
+        scale = jnp.where(sqnorms > 0, 1 / jnp.where(sqnorms > 0, sqnorms, 1), 0)
+        row = jnp.where(known, jnp.roll(with_last, -1, axis=1) * scale, 0)
+        inverse_row = jnp.einsum("bj,bji->bi", row, inverse, precision=lax.Precision.HIGHEST)
+        inverse_row = inverse_row.at[:, k].set(1)
+        inverse = inverse.at[:, k].set(inverse_row)
+
+        a = -jnp.einsum("bij,bj->bi", inverse, with_g, precision=lax.Precision.HIGHEST)
+        weights = jnp.roll(jnp.where(known, a * scale, 0), 1, axis=1)  # of D_{i+1}
+        w = dot("bnd,bn->bd", steps, weights) - gz
+        denominator = jnp.sum(last * w, axis=1) + last_sqnorm
+        # A zero (or rounded to zero) denominator is a singular update: this sample has stalled.
+        safe = jnp.abs(denominator) > 4 * jnp.finfo(dtype).eps * last_sqnorm
+        factor = jnp.where(safe, -last_sqnorm / jnp.where(safe, denominator, 1), 0)
+        return _History(steps, sqnorms, inverse), factor[:, None] * w, ~safe
+
+    def update(history, step, z, fz, gz, active):
+        history, delta, stuck = lax.cond(
+            step == 0,
+            lambda: first_step(history, gz),
+            lambda: next_step(history, gz, step - 1),
+        )
+        delta = jnp.where((active & ~stuck)[:, None], delta, 0)
+        history = history._replace(
+            steps=history.steps.at[:, step].set(delta.astype(stored)),
+            sqnorms=history.sqnorms.at[:, step].set(jnp.sum(jnp.square(delta), axis=1)),
+        )
+        return history, z + delta, stuck
+
+    return iterate(
+        f,
+        z0,
+        init,
+        update,
+        max_steps=max_steps,
+        tol=tol,
+        stop_mode=stop_mode,
+        step_budget=step_budget,
+    )
