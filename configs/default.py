@@ -96,12 +96,17 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.data = ml_collections.ConfigDict(
         dict(
-            name="digits",
-            data_dir="",
-            image_size=(8, 8),  # height, width
-            augment=False,
+            name="digits",  # or "cifar10", "imagenet2012", "image_folder", "cityscapes", "camvid"
+            data_dir="",  # TFDS sets: the folder that holds NAME/VERSION; else the set's own folder
+            image_size=(8, 8),  # height, width of a training image
+            augment=False,  # the set's usual random transforms of training images
             num_workers=0,  # processes that decode and transform; 0 is this process
             on_error="raise",  # or "skip": count and report unreadable examples
+            convert_to_rgb=False,  # sets of files: grey, CMYK, 16-bit, ... images are no error
+            eval_split=placeholder(str),  # camvid: "val" (None) or "test"
+            eval_image_size=placeholder(tuple),  # segmentation: whole images are padded to this
+            base_size=placeholder(int),  # segmentation: longer side at scale 1; None: the set's
+            scale_factor=placeholder(int),  # segmentation: scale 0.5 + k/10, k to this; None: 16
         )
     )
     config.eval = ml_collections.ConfigDict(

@@ -1,7 +1,7 @@
 """What a data set is to the loaders: names and sizes, and two splits that make batches."""
 
 import dataclasses
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -11,6 +11,18 @@ IGNORE_LABEL = 255  # of a pixel that neither the loss nor a metric counts
 
 # First entry of each generator's seed: the order and the transforms draw from separate streams.
 ORDER_STREAM, TRANSFORM_STREAM = 1, 2
+
+
+class Skipped(NamedTuple):
+    """An example of a batch that could not be used, where the config says to skip those.
+
+    Attributes:
+      position: in the batch; another example stands there.
+      error: what is wrong with it, naming the file.
+    """
+
+    position: int
+    error: str
 
 
 class Split(Protocol):
@@ -24,8 +36,10 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def make_batch(self, indices: np.ndarray, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Returns the examples `indices` [B], transformed and normalised.
+    def make_batch(
+        self, indices: np.ndarray, key: tuple[int, int]
+    ) -> tuple[dict[str, np.ndarray], list[Skipped]]:
+        """Returns the examples `indices` [B], transformed and normalised, and what was skipped.
 
         `key` is (seed, epoch). What is random about example i depends on (seed, epoch, i) alone:
         not on the batch that it is in, nor on the process that makes it.
@@ -99,7 +113,9 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def make_batch(self, indices: np.ndarray, key: tuple[int, int]) -> dict[str, np.ndarray]:
+    def make_batch(
+        self, indices: np.ndarray, key: tuple[int, int]
+    ) -> tuple[dict[str, np.ndarray], list[Skipped]]:
         """Returns {"image": float32 [B, H, W, 3], "label": int32 [B]}; see `Split`."""
         images = self.images[indices]
         if self.pad or self.flip:
@@ -108,7 +124,7 @@ class ArraySplit:
             draws = rng.random((len(self), 3), dtype=np.float32)[indices]
             images = augment.shift_and_flip(images, draws, pad=self.pad, flip=self.flip)
         images = augment.normalize(images, self.mean, self.std, max_value=self.max_value)
-        return {"image": images, "label": self.labels[indices]}
+        return {"image": images, "label": self.labels[indices]}, []
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> np.ndarray:

@@ -34,8 +34,8 @@ def test_pixels_are_normalised_by_the_training_split():
 def test_augmentation_moves_by_up_to_one_pixel():
     plain = load_dataset(config()).train
     moved = load_dataset(config(augment=True)).train
-    original = plain.make_batch(np.arange(200), (0, 0))["image"]
-    shifted = moved.make_batch(np.arange(200), (0, 0))["image"]
+    original = plain.make_batch(np.arange(200), (0, 0))[0]["image"]
+    shifted = moved.make_batch(np.arange(200), (0, 0))[0]["image"]
     black = original.min()
     padded = np.pad(original, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=black)
     crops = np.stack([padded[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)])

@@ -1,0 +1,97 @@
+"""Splits that stay on disk: examples are read, decoded and transformed one by one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mdeq_jax.data.dataset import TRANSFORM_STREAM, Skipped
+from mdeq_jax.data.images import ExampleError
+
+_MAX_SKIPS = 100  # in a row: more is not a few bad files
+
+
+class Record(NamedTuple):
+    """An example as it lies on disk.
+
+    Attributes:
+      path: names the image in errors.
+      image: bytes of a JPEG or PNG file.
+      label: the class, or the bytes of the label map's PNG file.
+      label_path: names the label map in errors.
+    """
+
+    path: str
+    image: bytes
+    label: int | bytes
+    label_path: str = ""
+
+
+class Reader(Protocol):
+    """Random access to records; it must be picklable, to be sent to worker processes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DiskSplit:
+    """A split whose examples are read when they are needed.
+
+    Attributes:
+      reader: gives the encoded examples.
+      transform: (record, rng) -> (image float32 [H, W, 3], label int32 [...]).
+      on_error: "raise", or "skip": the next usable example takes the place of a bad one.
+    """
+
+    reader: Reader
+    transform: Callable[[Record, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+    on_error: str
+    in_memory = False
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def make_batch(
+        self, indices: np.ndarray, key: tuple[int, int]
+    ) -> tuple[dict[str, np.ndarray], list[Skipped]]:
+        """Returns {"image": float32 [B, H, W, 3], "label": int32 [B, ...]}; see `Split`."""
+        examples, skipped = [], []
+        for position, index in enumerate(indices.tolist()):
+            example, errors = self._example(index, key)
+            examples.append(example)
+            skipped += [Skipped(position, error) for error in errors]
+        shapes = [image.shape[:2] for image, _ in examples]
+        if len(set(shapes)) > 1:
+            other = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
+            paths = [self.reader[int(indices[i])].path for i in (0, other)]
+            raise ValueError(
+                f"{paths[0]} is {shapes[0]} and {paths[1]} is {shapes[other]}: whole images of "
+                "different sizes do not make a batch. Set config.data.eval_image_size to a size "
+                "(height, width) that all are padded to, or evaluate with a batch of 1."
+            )
+        batch = {
+            "image": np.stack([image for image, _ in examples]),
+            "label": np.stack([label for _, label in examples]),
+        }
+        return batch, skipped
+
+    def _example(self, index, key):
+        errors = []
+        while True:
+            # A generator of its own for each example and epoch, whoever makes the batch.
+            rng = np.random.default_rng((TRANSFORM_STREAM, *key, index))
+            try:
+                return self.transform(self.reader[index], rng), errors
+            except ExampleError as error:
+                if self.on_error != "skip":
+                    raise
+                errors.append(str(error))
+                if len(errors) >= min(_MAX_SKIPS, len(self)):
+                    raise ValueError(
+                        f"{len(errors)} examples in a row cannot be used; the last: {error}"
+                    ) from error
+                # Depends on the index alone, so that every run replaces it by the same one.
+                index = (index + 1) % len(self)

@@ -1,0 +1,92 @@
+"""Records that are files in folders."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from absl import logging
+
+from mdeq_jax.data.disk import Record
+from mdeq_jax.data.images import ExampleError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileReader:
+    """See `disk.Reader`.
+
+    Attributes:
+      images: paths of the images.
+      labels: their classes, or the paths of their label maps.
+    """
+
+    images: Sequence[str]
+    labels: Sequence[int] | Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        image, label = self.images[index], self.labels[index]
+        if isinstance(label, str):
+            return Record(image, _read(image), _read(label), label)
+        return Record(image, _read(image), int(label))
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ExampleError(
+            f"{path}: cannot be read ({error.strerror}): restore the file, or set "
+            "config.data.on_error='skip' to leave it out."
+        ) from error
+
+
+def require_folders(data_dir: str, name: str, folders: Sequence[str]) -> pathlib.Path:
+    """Returns `data_dir`, or raises FileNotFoundError unless it has these folders."""
+    holds = f"set config.data.data_dir to the folder that holds {', '.join(folders)}."
+    if not data_dir:
+        raise FileNotFoundError(f"{name}: config.data.data_dir is empty: {holds}")
+    root = pathlib.Path(data_dir)
+    missing = [str(root / folder) for folder in folders if not (root / folder).is_dir()]
+    if missing:
+        raise FileNotFoundError(f"{name}: {', '.join(missing)} not found: {holds}")
+    return root
+
+
+def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the JPEG and PNG files of a folder, by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def pair_reader(
+    pairs: list[tuple[pathlib.Path, pathlib.Path]], name: str, on_error: str
+) -> FileReader:
+    """Returns the reader of (image, label map) pairs, all of which must exist.
+
+    Args:
+      pairs: paths.
+      name: of the data set and split, for errors.
+      on_error: "skip" leaves out, counts and reports the images without a label map.
+
+    Raises:
+      FileNotFoundError: a label map is missing, or there is no pair at all.
+    """
+    missing = [(image, label) for image, label in pairs if not label.is_file()]
+    if missing and on_error != "skip":
+        image, label = missing[0]
+        raise FileNotFoundError(
+            f"{image} has no label map {label} ({len(missing)} of {len(pairs)} images have none): "
+            "add it, remove the image, or set config.data.on_error='skip' to leave such images out."
+        )
+    for image, label in missing:
+        logging.warning("%s: skipped %s, which has no label map %s", name, image, label)
+    if missing:
+        logging.warning("%s: skipped %d images without a label map", name, len(missing))
+        pairs = [pair for pair in pairs if pair not in missing]
+    if not pairs:
+        raise FileNotFoundError(f"{name}: no images found: check config.data.data_dir.")
+    return FileReader([str(image) for image, _ in pairs], [str(label) for _, label in pairs])

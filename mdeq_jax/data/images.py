@@ -1,0 +1,146 @@
+"""Encoded images to arrays, by OpenCV, with an error for every file that is not what it should be.
+
+OpenCV alone would turn a truncated JPEG into a half grey image (versions 4), a 16-bit PNG into 8
+bits and a CMYK JPEG into RGB without a word; so the header is read before the pixels are.
+"""
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_COLORS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_JPEG_COLORS = {1: "grey", 3: "RGB", 4: "CMYK"}
+_CONVERT = (
+    "save it as 8-bit RGB, or set config.data.convert_to_rgb=True to convert such images as they "
+    "are read, or config.data.on_error='skip' to leave them out"
+)
+_REPLACE = "replace the file, or set config.data.on_error='skip' to leave it out"
+
+
+class ExampleError(ValueError):
+    """One example cannot be used; `config.data.on_error="skip"` skips those."""
+
+
+class Header(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes:
+      height: in pixels.
+      width: in pixels.
+      colors: "RGB", "grey", "CMYK", "palette", "grey with alpha" or "RGB with alpha".
+      bits: per channel.
+      is_jpeg: else PNG.
+    """
+
+    height: int
+    width: int
+    colors: str
+    bits: int
+    is_jpeg: bool
+
+
+def read_header(data: bytes, path: str) -> Header:
+    """Reads size and kind of a JPEG or PNG file.
+
+    Args:
+      data: the file's bytes.
+      path: names the file in errors.
+
+    Raises:
+      ExampleError: another format, or a file that ends too early.
+    """
+    if data.startswith(_PNG_SIGNATURE):
+        # A PNG ends with the chunk IEND: its name and a checksum of 4 bytes.
+        if data[-8:-4] != b"IEND":
+            raise ExampleError(f"{path}: truncated PNG ({len(data)} bytes): {_REPLACE}.")
+        width, height, bits, color = struct.unpack(">IIBB", data[16:26])
+        return Header(height, width, _PNG_COLORS.get(color, f"type {color}"), bits, False)
+    if data.startswith(b"\xff\xd8"):
+        return _read_jpeg_header(data, path)
+    raise ExampleError(
+        f"{path}: neither a JPEG nor a PNG file (it begins with {data[:8]!r}): convert it to one "
+        "of these, or set config.data.on_error='skip' to leave it out."
+    )
+
+
+def _read_jpeg_header(data: bytes, path: str) -> Header:
+    # ITU-T T.81, annex B: segments of marker (2 bytes), length (2 bytes), content.
+    position, header = 2, None
+    while position + 10 <= len(data):
+        marker, length = struct.unpack(">xBH", data[position : position + 4])
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            bits, height, width, channels = struct.unpack(
+                ">BHHB", data[position + 4 : position + 10]
+            )
+            colors = _JPEG_COLORS.get(channels, f"{channels} channels")
+            header = Header(height, width, colors, bits, True)
+        if marker == 0xDA:  # start of scan: from here on, FF D9 is the end of the image only
+            break
+        position += 2 + length
+    if header is None or data.rfind(b"\xff\xd9") < position:
+        raise ExampleError(f"{path}: truncated JPEG ({len(data)} bytes): {_REPLACE}.")
+    return header
+
+
+def check_rgb(header: Header, path: str) -> None:
+    """Raises ExampleError unless the image is RGB of 8 bits a channel."""
+    if header.colors != "RGB" or header.bits != 8:
+        raise ExampleError(
+            f"{path}: a {header.bits}-bit {header.colors} image, but 8-bit RGB is required: "
+            f"{_CONVERT}."
+        )
+
+
+def decode_rgb(data: bytes, path: str, reduction: int = 1) -> np.ndarray:
+    """Decodes an image; what is not RGB is converted.
+
+    Args:
+      data: the file's bytes.
+      path: names the file in errors.
+      reduction: 1, 2, 4 or 8: decode at 1/reduction of the height and width (rounded up), which
+        JPEG does in the frequency domain, in less time than a whole decode and a resize take.
+
+    Returns:
+      uint8 [H, W, 3], RGB. The EXIF orientation is not applied, as in torchvision.
+    """
+    import cv2
+
+    flags = {
+        1: cv2.IMREAD_COLOR,
+        2: cv2.IMREAD_REDUCED_COLOR_2,
+        4: cv2.IMREAD_REDUCED_COLOR_4,
+        8: cv2.IMREAD_REDUCED_COLOR_8,
+    }[reduction]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ExampleError(f"{path}: cannot be decoded, its data are damaged: {_REPLACE}.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def decode_label_map(data: bytes, path: str) -> np.ndarray:
+    """Decodes a label map, an 8-bit PNG whose grey values are the labels.
+
+    Returns:
+      uint8 [H, W].
+
+    Raises:
+      ExampleError: not a PNG, of another kind, or damaged.
+    """
+    import cv2
+
+    header = read_header(data, path)
+    if header.is_jpeg or header.colors != "grey" or header.bits != 8:
+        kind = "JPEG" if header.is_jpeg else f"{header.bits}-bit {header.colors} PNG"
+        raise ExampleError(
+            f"{path}: a label map must be an 8-bit grey PNG whose values are the labels, but this "
+            f"is a {kind}: {_REPLACE}."
+        )
+    labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if labels is None:
+        raise ExampleError(f"{path}: cannot be decoded, its data are damaged: {_REPLACE}.")
+    return labels

@@ -1,0 +1,125 @@
+"""Records of data sets that TensorFlow Datasets has prepared as array_record.
+
+Reading needs no TensorFlow: `tensorflow_datasets` imports it only to prepare a set.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from mdeq_jax.data.disk import Record
+
+_FORMAT = "array_record"
+
+
+def prepare_command(name: str, data_dir: str) -> str:
+    """Returns the command that prepares a data set."""
+    name = name.partition("/")[0]
+    return f"python -m mdeq_jax.data.prepare --dataset={name} --data_dir={data_dir}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsReader:
+    """See `disk.Reader`.
+
+    Attributes:
+      source: of TFDS, with undecoded images.
+      name: of the data set and split, for errors.
+      image: key of the image.
+      label: key of the class or of the label map.
+      id: key of what names an example, if there is one.
+    """
+
+    source: Any
+    name: str
+    image: str = "image"
+    label: str = "label"
+    id: str = ""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        fields = self.source[index]
+        path = f"{self.name}[{index}]"
+        if self.id:
+            path += f" ({fields[self.id].decode()})"
+        return Record(path, fields[self.image], fields[self.label], f"{path} {self.label}")
+
+
+def find_version(data_dir: str, name: str) -> pathlib.Path:
+    """Returns the folder of the newest prepared version of a data set.
+
+    Args:
+      data_dir: `config.data.data_dir`.
+      name: of the data set in TFDS, with its config: "cifar10", "cityscapes/semantic_segmentation".
+
+    Raises:
+      FileNotFoundError: the set is not there, or its preparation did not end.
+    """
+    folder = pathlib.Path(data_dir) / name
+    command = prepare_command(name, data_dir or "DIR")
+    if not data_dir:
+        raise FileNotFoundError(
+            f"config.data.data_dir is empty: set it to the folder that holds {name}/VERSION. If "
+            f"there is none yet: {command}"
+        )
+    versions = [path.parent for path in folder.glob("*.*.*/dataset_info.json")]
+    if not versions:
+        what = "holds no finished version" if folder.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"{folder} {what} of {name} (VERSION/dataset_info.json). Set config.data.data_dir to "
+            f"the folder above {name}, or prepare the set: {command}"
+        )
+    return max(versions, key=lambda path: [int(n) for n in path.name.split(".") if n.isdigit()])
+
+
+def file_format(version: pathlib.Path) -> str:
+    """Returns the format in which a version was prepared: "array_record", "tfrecord", ..."""
+    info = json.loads((version / "dataset_info.json").read_text())
+    return info.get("fileFormat", "tfrecord")
+
+
+def open_split(data_dir: str, name: str, split: str, image_keys: tuple[str, ...]):
+    """Opens a split for random access.
+
+    Args:
+      data_dir: `config.data.data_dir`.
+      name: see `find_version`.
+      split: "train", "test", "validation".
+      image_keys: features that are left encoded.
+
+    Returns:
+      The data source, and the `tfds.core.DatasetInfo`.
+
+    Raises:
+      FileNotFoundError: the set, or a file of it, is missing.
+      ValueError: it was prepared in another format, or has no such split.
+    """
+    version = find_version(data_dir, name)
+    found = file_format(version)
+    if found != _FORMAT:
+        raise ValueError(
+            f"{version} was prepared as {found}, but {_FORMAT} is required, which can be read at "
+            "random and without TensorFlow. Convert it: "
+            f"{prepare_command(name, data_dir)} --convert_to=NEW_DIR, and set "
+            "config.data.data_dir=NEW_DIR."
+        )
+    # Imported here, so that those who train on other sets need not wait for it.
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(version))
+    if split not in builder.info.splits:
+        raise ValueError(
+            f"{version} has no split {split!r}, only {sorted(builder.info.splits)}: prepare it "
+            f"again: {prepare_command(name, data_dir)}"
+        )
+    missing = [p for p in builder.info.splits[split].filepaths if not pathlib.Path(p).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]} is missing ({len(missing)} files are): copy the whole folder, or "
+            f"prepare the set again: {prepare_command(name, data_dir)}"
+        )
+    decoders = {key: tfds.decode.SkipDecoding() for key in image_keys}
+    return builder.as_data_source(split, decoders=decoders), builder.info

@@ -1,0 +1,188 @@
+"""From an encoded example to what the network is given: one class a task."""
+
+import dataclasses
+
+import numpy as np
+
+from mdeq_jax.data import augment, images
+from mdeq_jax.data.dataset import IGNORE_LABEL
+from mdeq_jax.data.disk import Record
+from mdeq_jax.data.images import ExampleError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_INVALID = 254  # in label tables: neither a class nor ignored
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationTransform:
+    """ImageNet's transform, as the originals'.
+
+    Training: a random resized crop (`augment.random_resized_crop_box`), mirrored with probability
+    1/2. Else: the shorter side resized to size / 0.875, and the middle cut out.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the part that is used still has at
+    least as many pixels, each way, as the result: then nothing that the result could show is lost.
+
+    Attributes:
+      size: height and width of the result.
+      num_classes: labels must lie in [0, num_classes).
+      train: random or not.
+      convert_to_rgb: convert grey, CMYK and other images instead of raising.
+    """
+
+    size: tuple[int, int]
+    num_classes: int
+    train: bool
+    convert_to_rgb: bool
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Returns an image, float32 [H, W, 3], and its label, int32 []."""
+        header = images.read_header(record.image, record.path)
+        if not self.convert_to_rgb:
+            images.check_rgb(header, record.path)
+        if not 0 <= record.label < self.num_classes:
+            raise ExampleError(
+                f"{record.path}: its label is {record.label}, but must lie in "
+                f"[0, {self.num_classes}): correct it, or set config.data.on_error='skip'."
+            )
+        crop = self._random_crop if self.train else self._center_crop
+        image = augment.normalize(crop(record, header, rng), IMAGENET_MEAN, IMAGENET_STD)
+        return image, np.int32(record.label)
+
+    def _random_crop(self, record, header, rng):
+        box = augment.random_resized_crop_box(header.height, header.width, rng)
+        reduction = _reduction(header, box[2:], self.size)
+        image = images.decode_rgb(record.image, record.path, reduction)
+        top, left, height, width = (side // reduction for side in box)
+        image = augment.resize(image[top : top + height, left : left + width], *self.size)
+        return image[:, ::-1] if rng.random() < 0.5 else image
+
+    def _center_crop(self, record, header, rng):
+        del rng
+        height, width = self.size
+        scaled = augment.shorter_side_size(
+            header.height, header.width, int(max(height, width) / 0.875)
+        )
+        reduction = _reduction(header, (header.height, header.width), scaled)
+        image = images.decode_rgb(record.image, record.path, reduction)
+        return augment.center_crop(augment.resize(image, *scaled), height, width)
+
+
+def _reduction(header: images.Header, used: tuple[int, int], size: tuple[int, int]) -> int:
+    """Largest reduction at which `used` (height, width) is not smaller than `size`."""
+    if not header.is_jpeg:
+        return 1
+    fits = [r for r in (8, 4, 2) if used[0] // r >= size[0] and used[1] // r >= size[1]]
+    return fits[0] if fits else 1
+
+
+def label_table(train_ids: dict[int, int]) -> np.ndarray:
+    """Returns the uint8 [256] table from the labels in the files (modulo 256) to the classes."""
+    table = np.full(256, _INVALID, np.uint8)
+    for label, train_id in train_ids.items():
+        table[label % 256] = train_id
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationTransform:
+    """The transform of HRNet's segmentation code, which the originals use.
+
+    Training with `augment`: the longer side is resized to int(base_size * (0.5 + k/10) + 0.5), k
+    uniform in 0..scale_factor; what is smaller than `size` is padded at the bottom and right, with
+    pixels that are black before normalisation and with `IGNORE_LABEL`; a random part of `size` is
+    cut out and mirrored with probability 1/2. Training without it: the middle, not scaled.
+    Evaluation: the whole image, padded likewise if `size` is given.
+
+    Attributes:
+      size: height and width of the result; None (evaluation only): each image's own.
+      train: cut parts out of the images.
+      augment: at random.
+      base_size: longer side at scale 1.
+      scale_factor: the largest k.
+      table: from `label_table`.
+      convert_to_rgb: convert grey, CMYK and other images instead of raising.
+    """
+
+    size: tuple[int, int] | None
+    train: bool
+    augment: bool
+    base_size: int
+    scale_factor: int
+    table: np.ndarray
+    convert_to_rgb: bool
+
+    @classmethod
+    def from_config(cls, config, train: bool, base_size: int, table: np.ndarray):
+        """Returns the transform of `config.data`; `base_size` is the set's own."""
+        size = config.image_size if train else config.eval_image_size
+        return cls(
+            size=None if size is None else tuple(size),
+            train=train,
+            augment=config.augment,
+            base_size=base_size if config.base_size is None else config.base_size,
+            scale_factor=16 if config.scale_factor is None else config.scale_factor,
+            table=table,
+            convert_to_rgb=config.convert_to_rgb,
+        )
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Returns an image, float32 [H, W, 3], and its label map, int32 [H, W]."""
+        header = images.read_header(record.image, record.path)
+        if not self.convert_to_rgb:
+            images.check_rgb(header, record.path)
+        image = images.decode_rgb(record.image, record.path)
+        label = self._decode_label(record)
+        if label.shape != image.shape[:2]:
+            raise ExampleError(
+                f"{record.label_path}: its size is {label.shape}, but that of {record.path} is "
+                f"{image.shape[:2]}: they must show one scene. Replace one of them, or set "
+                "config.data.on_error='skip'."
+            )
+        if not self.train:
+            image, label = self._pad_whole(image, label, record.path)
+        elif self.augment:
+            image, label = self._random_part(image, label, rng)
+        else:
+            image, label = (augment.center_crop(x, *self.size) for x in self._pad(image, label))
+        image = augment.normalize(image, IMAGENET_MEAN, IMAGENET_STD)
+        return image, label.astype(np.int32)
+
+    def _random_part(self, image, label, rng):
+        scale = 0.5 + int(rng.integers(self.scale_factor + 1)) / 10
+        image, label = augment.resize_pair(image, label, int(self.base_size * scale + 0.5))
+        # Cut before padding: a part of the image at most is copied, not the whole.
+        rows, columns = augment.random_crop_box(label.shape, self.size, rng)
+        image, label = self._pad(image[rows, columns], label[rows, columns])
+        return (image[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (image, label)
+
+    def _pad_whole(self, image, label, path):
+        if self.size is None:
+            return image, label
+        if label.shape[0] > self.size[0] or label.shape[1] > self.size[1]:
+            raise ExampleError(
+                f"{path}: its size is {label.shape}, larger than config.data.eval_image_size "
+                f"{self.size}, which whole images are padded to: set a larger one."
+            )
+        return self._pad(image, label)
+
+    def _pad(self, image, label):
+        return (
+            augment.pad_to(image, *self.size, value=0),
+            augment.pad_to(label, *self.size, value=IGNORE_LABEL),
+        )
+
+    def _decode_label(self, record):
+        import cv2
+
+        raw = images.decode_label_map(record.label, record.label_path)
+        label = cv2.LUT(raw, self.table)
+        invalid = label == _INVALID
+        if invalid.any():
+            raise ExampleError(
+                f"{record.label_path}: it holds the label {raw[invalid][0]}, but only "
+                f"{np.flatnonzero(self.table != _INVALID).tolist()} are allowed: correct the "
+                "label map, or set config.data.on_error='skip'."
+            )
+        return label
