@@ -94,22 +94,13 @@ class MDEQ(nn.Module):
         f = partial(apply_cell, self.cell.spec)
 
         if plain_layers is None:
-            z, solution = equilibrium(
-                f,
-                weights,
-                x,
-                start,
-                f_solver=self.f_solver,
-                gradient=self.gradient,
-                step_budget=step_budget,
-                stats=stats,
-            )
+            z, solution = self.solve(f, weights, x, start, step_budget=step_budget, stats=stats)
         else:
             z, solution = start, None
             for _ in range(plain_layers):
                 z = f(weights, z, x)
         return MDEQOutput(
-            logits=self.head(z, train=train),
+            logits=self.read_out(z, train=train),
             z_star=z,
             solution=solution,
             jacobian_loss=self._jacobian_loss(with_jacobian, f, weights, x, z),
@@ -125,6 +116,24 @@ class MDEQ(nn.Module):
             lambda: jnp.float32(0),
         )
 
+    @nn.nowrap
+    def solve(self, f, weights, x, z0, *, f_solver=None, step_budget=None, stats=None):
+        """`equilibrium` of the cell with this model's solver (or another) and gradient."""
+        return equilibrium(
+            f,
+            weights,
+            x,
+            z0,
+            f_solver=f_solver or self.f_solver,
+            gradient=self.gradient,
+            step_budget=step_budget,
+            stats=stats,
+        )
+
+    def read_out(self, z: Scales, *, train: bool = False) -> jax.Array:
+        """The logits of a state."""
+        return self.head(z, train=train)
+
     def inject(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """The input injection `[B, H_0, W_0, channels[0]]` of the highest resolution."""
         return self.stem(images, train=train)
@@ -133,6 +142,7 @@ class MDEQ(nn.Module):
         """The weights that `apply_cell` takes."""
         return self.cell()
 
+    @nn.nowrap
     def zero_state(self, injection: jax.Array) -> Scales:
         """A state of zeros, in float32 or the injection's type if that is wider."""
         batch, height, width, _ = injection.shape

@@ -1,0 +1,151 @@
+"""A work directory: the config it belongs to, and Orbax checkpoints of training.
+
+    workdir/config.json        the settings that the checkpoints were made with
+    workdir/checkpoints/STEP   state (arrays) and data (position of the input pipeline)
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+CONFIG_FILE = "config.json"
+
+# What makes a checkpoint fit a network: the parts of the config that its arrays depend on.
+ARCHITECTURE = (
+    "name",
+    "channels",
+    "num_blocks",
+    "big_kernels",
+    "expansion",
+    "num_groups",
+    "downsample_times",
+    "weight_norm",
+    "fuse_weight_norm",
+    "block_gn_affine",
+    "fuse_gn_affine",
+    "post_gn_affine",
+    "num_classes",
+)
+HEAD = {
+    "mdeq_classifier": ("head_channels", "final_channels"),
+    "mdeq_segmenter": ("final_conv_kernel",),
+}
+
+
+def write_config(workdir: Path, config) -> None:
+    """Writes `workdir/config.json`; by the first process only."""
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
+        (workdir / CONFIG_FILE).write_text(text + "\n")
+
+
+def check_architecture(workdir: Path, config) -> None:
+    """Refuses a work directory whose checkpoints are of another network.
+
+    Raises:
+        ValueError: lists every field of `config.model` that differs.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    saved = json.loads(path.read_text())["model"]
+    wanted = json.loads(config.to_json_best_effort())["model"]
+    fields = (*ARCHITECTURE, *HEAD[config.model.name])
+    differing = [name for name in fields if saved.get(name) != wanted[name]]
+    if differing:
+        rows = "\n".join(
+            f"  model.{name}: {saved.get(name)} there, {wanted[name]} in this config"
+            for name in differing
+        )
+        raise ValueError(
+            f"{workdir} holds the work of another architecture:\n{rows}\n"
+            "Choose another --workdir, or the config that it was made with "
+            f"(it is in {path})."
+        )
+
+
+class Checkpoints:
+    """Saves and restores (state, position of the data) by step.
+
+    Attributes:
+        path: the folder `workdir/checkpoints`.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int | None = None):
+        """Opens, or makes, the checkpoints of a work directory.
+
+        Args:
+            workdir: work directory.
+            keep: how many of the newest are kept; None: all.
+        """
+        self.path = Path(workdir).resolve() / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self.path, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state, data_state: dict) -> None:
+        """Starts saving in the background; `wait` or `close` ends it.
+
+        Args:
+            state: `TrainState` on the host.
+            data_state: JSON-serialisable position of the input pipeline.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
+            ),
+        )
+
+    def restore(self, like, step: int | None = None) -> tuple:
+        """The state and data position of `step`, or of the newest.
+
+        Args:
+            like: a `TrainState` of the same structure, shapes and types (values are not read).
+            step: which; None: the newest.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint; says which there are.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps or (step is not None and step not in steps):
+            which = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise FileNotFoundError(
+                f"There is no {which} in {self.path}; steps there: {steps or 'none'}. "
+                "Train first, or point --workdir to a directory that was trained or converted."
+            )
+        step = steps[-1] if step is None else step
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+            ),
+        )
+        logging.info("Restored step %d from %s", step, self.path)
+        return restored.state, restored.data
+
+    def wait(self) -> None:
+        """Returns once every save has ended."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Ends saves and frees the manager."""
+        self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -1,0 +1,34 @@
+"""Stopping a run politely: SIGINT and SIGTERM become a flag that the loop looks at."""
+
+import signal
+
+
+class InterruptFlag:
+    """Context in which SIGINT and SIGTERM are noted instead of obeyed.
+
+    A second SIGINT raises `KeyboardInterrupt` as usual, for who cannot wait.
+
+    Attributes:
+        received: the signal that came, or None.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._previous = {}
+
+    def _note(self, number, frame):
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: whoever runs there handles signals
+                break
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

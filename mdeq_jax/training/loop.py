@@ -1,0 +1,184 @@
+"""The training run: `train_and_evaluate(config, workdir)`."""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from mdeq_jax.data import Prefetcher, TrainLoader, load_dataset
+from mdeq_jax.models import build_model
+from mdeq_jax.training import devices
+from mdeq_jax.training.checkpoint import Checkpoints, check_architecture, write_config
+from mdeq_jax.training.evaluation import Evaluator, convergence_traces
+from mdeq_jax.training.interrupt import InterruptFlag
+from mdeq_jax.training.report import MetricsFile, describe, summarize
+from mdeq_jax.training.schedules import learning_rate
+from mdeq_jax.training.state import build_optimizer, init_state
+from mdeq_jax.training.step import make_train_step, training_config
+from mdeq_jax.training.tasks import build_task
+from mdeq_jax.viz.convergence import plot_convergence
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, and did so with a checkpoint written."""
+
+
+def check_config(config, dataset) -> None:
+    """Refuses settings that do not fit the data or the devices.
+
+    Raises:
+        ValueError: as said.
+    """
+    devices.check_batch_size(config.train.batch_size, "train.batch_size")
+    if config.model.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"model.num_classes={config.model.num_classes}, but {dataset.name} has "
+            f"{dataset.num_classes} classes: set model.num_classes={dataset.num_classes}."
+        )
+    pretrain = config.train.pretrain_steps
+    if pretrain < 0 or (pretrain > 0 and config.train.pretrain_layers < 1):
+        raise ValueError(
+            f"train.pretrain_steps={pretrain} needs train.pretrain_layers of at least 1; got "
+            f"{config.train.pretrain_layers}. Set pretrain_steps=0 for no pretraining phase."
+        )
+
+
+def train_and_evaluate(config, workdir: str | Path) -> dict:
+    """Trains as `config` says, or goes on from the newest checkpoint in `workdir`.
+
+    Writes to `workdir`: `config.json`, `checkpoints/`, `metrics.jsonl` (one object for each
+    evaluation) and, at the end, `convergence.png`.
+
+    Args:
+        config: a config of `configs/`.
+        workdir: work directory; made if missing.
+
+    Returns:
+        The figures of the last evaluation.
+
+    Raises:
+        ValueError: settings that do not fit each other, the data, the devices or the checkpoints
+            in `workdir`; before anything is compiled.
+        Interrupted: SIGINT or SIGTERM came; the same call goes on from there.
+    """
+    workdir = Path(workdir)
+    check_architecture(workdir, config)
+    dataset = load_dataset(config.data)
+    check_config(config, dataset)
+    model, task = build_model(config), build_task(config)
+    loader = TrainLoader(
+        dataset,
+        config.train.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+    )
+    num_steps = round(config.train.epochs * loader.steps_per_epoch)
+    optimizer = build_optimizer(config.train, num_steps)
+    evaluator = Evaluator(model, task, dataset, config)
+
+    write_config(workdir, config)
+    state = init_state(model, optimizer, config.seed, config.data.image_size)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(
+        f"{config.name}: {count:,} parameters, {dataset.num_train:,} training and "
+        f"{dataset.num_eval:,} evaluation images, {num_steps:,} steps of {config.train.batch_size} "
+        f"on {jax.device_count()} {jax.devices()[0].platform} device(s); results in {workdir}"
+    )
+    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints, InterruptFlag() as flag:
+        if checkpoints.latest_step() is not None:
+            state, data_state = checkpoints.restore(state)
+            loader.set_state(data_state)
+            print(f"Going on from step {int(state.step):,} of {num_steps:,}.")
+        state, metrics = _train(
+            config, workdir, num_steps, state, loader, task, optimizer, evaluator, checkpoints, flag
+        )
+    if metrics is None:  # it had ended before
+        metrics = evaluator(devices.replicate(state.variables))
+        print(describe(metrics))
+    _plot(workdir / "convergence.png", config, model, state.variables, task, dataset, metrics)
+    print(f"Done: {describe(metrics)}")
+    print(f"Wrote {workdir}/metrics.jsonl, convergence.png and checkpoints/.")
+    return metrics
+
+
+def _train(
+    config, workdir, num_steps, state, loader, task, optimizer, evaluator, checkpoints, flag
+) -> tuple:
+    """Trains from `state` to `num_steps`; the last state and figures (None: nothing to do)."""
+    start = int(state.step)
+    if start >= num_steps:
+        return state, None
+    model = build_model(training_config(config))
+    train_step = devices.pmap(
+        make_train_step(model, optimizer, task, config, loader.steps_per_epoch),
+        static_argnums=(2,),
+        donate_argnums=(0,),
+    )
+    rate = learning_rate(config.train, num_steps)
+    eval_every = max(1, round(config.eval.every_epochs * loader.steps_per_epoch))
+    save_every = max(1, round(config.checkpoint.every_epochs * loader.steps_per_epoch))
+    replicated, reports, metrics = devices.replicate(state), [], None
+    metrics_file = MetricsFile(workdir / "metrics.jsonl", after_step=start)
+    bar = tqdm(total=num_steps, initial=start, unit="step", dynamic_ncols=True)
+    clock, waited = time.perf_counter(), 0.0
+    with bar, Prefetcher(loader, devices.place) as batches:
+        for step in range(start + 1, num_steps + 1):
+            batch, data_state = next(batches)
+            plain = step <= config.train.pretrain_steps
+            replicated, report = train_step(replicated, batch, plain)
+            reports.append(report)
+            bar.update()
+            last = step == num_steps
+            if step % config.log.every_steps == 0:
+                bar.set_postfix_str(f"loss {float(report['loss'][0]):.4f}")
+            if step % eval_every == 0 or last:
+                train_metrics = summarize(reports)
+                seconds = time.perf_counter() - clock
+                metrics = {
+                    "step": step,
+                    "epoch": step / loader.steps_per_epoch,
+                    "phase": "pretraining" if plain else "equilibrium",
+                    **evaluator(replicated.variables),
+                    **train_metrics,
+                    "learning_rate": float(rate(step - 1)),
+                    "images_per_second": len(reports) * config.train.batch_size / seconds,
+                    "data_wait_share": (batches.waited_s - waited) / seconds,
+                }
+                metrics_file.write(metrics)
+                tqdm.write(f"step {step:6,}/{num_steps:,}  {describe(metrics)}")
+                reports, clock, waited = [], time.perf_counter(), batches.waited_s
+            if step % save_every == 0 or last or flag.received:
+                checkpoints.save(devices.unreplicate(replicated), data_state)
+            if flag.received and not last:
+                checkpoints.wait()
+                raise Interrupted(
+                    f"Stopped by {flag.received.name} at step {step}; a checkpoint is in "
+                    f"{checkpoints.path}. The same command goes on from there."
+                )
+    return devices.unreplicate(replicated), metrics
+
+
+def _plot(path, config, model, variables, task, dataset, metrics) -> None:
+    if jax.process_index() != 0:
+        return
+    traces = convergence_traces(model, variables, task, dataset, config)
+    ends = [np.nanmedian(trace[-1]) for trace in (traces.forward, traces.backward)]
+    logging.info("Median residuals after all steps: forward %.2e, backward %.2e", *ends)
+    uses_tol = config.solver.forward.stop_mode == "rel"
+    exact = config.gradient.name == "ift" and config.solver.backward.stop_mode == "rel"
+    plot_convergence(
+        path,
+        traces.forward,
+        traces.backward,
+        title=f"{config.name}: convergence over {dataset.num_eval:,} evaluation images "
+        f"(accuracy {100 * metrics['eval/accuracy']:.2f} %)",
+        forward_label=traces.forward_label,
+        backward_label=traces.backward_label,
+        forward_tol=config.solver.forward.tol if uses_tol else None,
+        backward_tol=config.solver.backward.tol if exact else None,
+    )

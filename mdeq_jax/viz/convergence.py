@@ -1,0 +1,67 @@
+"""How fast the solves converge, as a picture."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+
+
+def plot_convergence(
+    path: Path,
+    forward: np.ndarray,
+    backward: np.ndarray,
+    *,
+    title: str,
+    forward_label: str,
+    backward_label: str,
+    forward_tol: float | None = None,
+    backward_tol: float | None = None,
+) -> None:
+    """Draws residual against solver step: median, and the band from 10 to 90 % of the examples.
+
+    Args:
+        path: PNG file to write.
+        forward: `[steps, N]` relative residuals of the equilibrium.
+        backward: `[steps, N]` relative residuals of the adjoint equation.
+        title: of the whole figure.
+        forward_label: names the forward solver.
+        backward_label: names the gradient.
+        forward_tol: drawn as a line, if given.
+        backward_tol: the same.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(title)
+    panels = (
+        ("Forward: equilibrium z = f(z)", "|f(z) − z| / |f(z)|", forward, forward_label, forward_tol),
+        ("Backward: adjoint u = uᵀJ + ∂loss/∂z", "|uᵀJ + g − u| / |uᵀJ + g|", backward,
+         backward_label, backward_tol),
+    )  # fmt: skip
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (heading, ylabel, trace, label, tol) in zip(axes, panels):
+        steps = np.arange(1, len(trace) + 1)
+        # A solver stops a sample at a residual of zero; from there on it stays at it.
+        low, median, high = np.nanquantile(_fill_forward(trace), (0.1, 0.5, 0.9), axis=1)
+        axis.fill_between(steps, low, high, alpha=0.25, linewidth=0, label="10-90 % of examples")
+        axis.plot(steps, median, marker="o", markersize=3, label="median")
+        if tol:
+            axis.axhline(tol, color="grey", linestyle="--", linewidth=1, label=f"tol = {tol:g}")
+        axis.set_yscale("log")
+        axis.set_title(f"{heading}\n{label}", fontsize=10)
+        axis.set_xlabel("solver step")
+        axis.set_ylabel(f"relative residual  {ylabel}")
+        axis.yaxis.set_tick_params(labelleft=True)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _fill_forward(trace: np.ndarray) -> np.ndarray:
+    filled = trace.copy()
+    for row in range(1, len(filled)):
+        missing = np.isnan(filled[row])
+        filled[row, missing] = filled[row - 1, missing]
+    return filled

@@ -1,0 +1,28 @@
+"""Trains a model: `python train.py --config=configs/digits.py`."""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mdeq_jax.training import train_and_evaluate
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go, and where to go on from; default: runs/NAME of the config."
+)
+
+
+def main(_):
+    config = _CONFIG.value
+    try:
+        train_and_evaluate(config, _WORKDIR.value or f"runs/{config.name}")
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
