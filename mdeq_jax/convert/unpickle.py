@@ -1,0 +1,153 @@
+"""PyTorch weight files to numpy arrays, without torch and without running what a file holds.
+
+Both forms of `torch.save` are read: the zip of PyTorch 1.6 and later (`zip_format.py`) and the
+older stream of pickles (`legacy_format.py`). The format is that of `torch/serialization.py`.
+"""
+
+import os
+import reprlib
+from collections import OrderedDict
+
+import numpy as np
+
+from mdeq_jax.convert import legacy_format, zip_format
+from mdeq_jax.convert.errors import WeightsFileError
+
+# A pickle of a kilobyte can stand for a tree without end, by holding the same list many times.
+_MAX_TREE_NODES = 300_000
+_MAX_TREE_DEPTH = 50
+_PLAIN_TYPES = {str, int, float, bool, bytes, type(None), np.ndarray}
+_CONTAINERS = {dict, OrderedDict, list, tuple, set}
+_STATE_DICT_KEYS = ("state_dict", "model")
+
+
+def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads the state dict of a PyTorch file.
+
+    The file holds either the state dict itself or a checkpoint with one under `state_dict` or
+    `model`; what else a checkpoint holds (epoch, optimizer) is ignored. Names are left as they
+    are, prefixes included. Files that could run code are refused.
+
+    Returns:
+      {name: array}, in the order of the file, in PyTorch's layout (convolutions
+      [out, in, kh, kw]) and in the type of the file: float16, bfloat16 (of `ml_dtypes`), float32,
+      float64, int8 to int64, uint8 or bool. Tensors that shared memory in torch share it here.
+
+    Raises:
+      WeightsFileError: the file cannot be read, is damaged or refused, holds no state dict or two,
+        or has an entry in its state dict that is not a tensor (all such entries are listed).
+    """
+    saved = load_torch_object(path)
+    try:
+        return _checked_state_dict(_find_state_dict(saved))
+    except WeightsFileError as error:
+        raise WeightsFileError(f"{os.fspath(path)}: {error}") from None
+
+
+def load_torch_object(path: str | os.PathLike) -> object:
+    """Reads everything in a PyTorch file: what `torch.load` returns, with arrays for tensors.
+
+    Returns:
+      A tree of dicts, lists, tuples and sets of numpy arrays, numbers, strings, bytes and None; at
+      most 50 levels deep and without cycles, so that a plain recursion over it ends. Parameters
+      are arrays, a `torch.Size` is a tuple, and attributes of an OrderedDict are dropped.
+
+    Raises:
+      WeightsFileError: the file cannot be read, is damaged, or names a global off the list.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise WeightsFileError(f"{path}: no such file")
+    try:
+        with open(path, "rb", buffering=0) as file:
+            saved = _read(file)
+        _check_tree(saved)
+    except WeightsFileError as error:
+        raise WeightsFileError(f"{path}: {error}") from error.__cause__
+    except OSError as error:
+        raise WeightsFileError(
+            f"{path}: cannot be read ({error}). Check its permissions, or download it again: a "
+            "damaged zip points outside itself."
+        ) from error
+    except Exception as error:
+        # The bytes are hostile and the standard library's parsers raise what they please on
+        # them: ValueError, struct.error, BadZipFile, NotImplementedError, OverflowError, ...
+        raise WeightsFileError(
+            f"{path}: damaged, cut short, or not a torch.save file "
+            f"({type(error).__name__}: {str(error)[:200]}). Download it again."
+        ) from error
+    return saved
+
+
+def _read(file):
+    file_size = os.fstat(file.fileno()).st_size
+    signature = file.read(len(zip_format.SIGNATURE))
+    file.seek(0)
+    if signature == zip_format.SIGNATURE:
+        return zip_format.read_zip(file, file_size)
+    return legacy_format.read_legacy(file, file_size)
+
+
+def _check_tree(root):
+    """Refuses a tree that is endless, or that holds more than data."""
+    nodes, pending = 1, [(root, 0)]
+    while pending:
+        node, depth = pending.pop()
+        if type(node) in _PLAIN_TYPES:
+            continue
+        if type(node) not in _CONTAINERS:
+            raise WeightsFileError(
+                f"the file holds a bare {type(node).__name__}, which is neither data nor a tensor"
+            )
+        nodes += len(node)
+        if depth == _MAX_TREE_DEPTH or nodes > _MAX_TREE_NODES:
+            raise WeightsFileError(
+                f"the object in the file is nested deeper than {_MAX_TREE_DEPTH} levels or unfolds "
+                f"to more than {_MAX_TREE_NODES:,} values, which no network does"
+            )
+        children = node.values() if isinstance(node, dict) else node
+        pending.extend((child, depth + 1) for child in children)
+
+
+def _holds_tensors(value):
+    return isinstance(value, dict) and any(isinstance(v, np.ndarray) for v in value.values())
+
+
+def _find_state_dict(saved):
+    if not isinstance(saved, dict):
+        raise WeightsFileError(
+            f"the file holds a {type(saved).__name__}, not a state dict. Save `model.state_dict()`."
+        )
+    nested = [key for key in _STATE_DICT_KEYS if _holds_tensors(saved.get(key))]
+    if len(nested) > 1:
+        raise WeightsFileError(
+            f"the file holds a state dict under each of {', '.join(nested)}; save the one to "
+            "convert in a file of its own"
+        )
+    if nested:
+        return saved[nested[0]]
+    if _holds_tensors(saved):
+        return saved
+    raise WeightsFileError(
+        f"no state dict in the file: neither its top level nor an entry "
+        f"{' or '.join(_STATE_DICT_KEYS)} holds tensors. Its top level has the keys "
+        f"{_listed(saved)}"
+    )
+
+
+def _checked_state_dict(state_dict):
+    wrong = [
+        f"{reprlib.repr(name)} ({type(value).__name__})"
+        for name, value in state_dict.items()
+        if not (isinstance(name, str) and isinstance(value, np.ndarray))
+    ]
+    if wrong:
+        raise WeightsFileError(
+            f"entries of the state dict that are not named tensors: {', '.join(wrong)}. "
+            "Save `model.state_dict()` alone."
+        )
+    return dict(state_dict)
+
+
+def _listed(names):
+    return ", ".join(map(reprlib.repr, names)) or "(none)"
