@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 
-def normalize(images, mean, std, max_value: int = 255) -> np.ndarray:
+def normalize(images, mean, std, max_value: int = 255, out=None) -> np.ndarray:
     """Scales pixels to [0, 1], subtracts `mean` and divides by `std`.
 
     Args:
@@ -13,18 +13,20 @@ def normalize(images, mean, std, max_value: int = 255) -> np.ndarray:
       mean: three floats, RGB.
       std: three floats, RGB.
       max_value: the value that stands for white.
+      out: contiguous float32 of the same shape to write to; None makes a new array.
 
     Returns:
       float32 of the same shape.
     """
+    out = np.empty(images.shape, np.float32) if out is None else out
     width = images.shape[-2]
     scale = 1.0 / (max_value * np.asarray(std))
     offset = -np.asarray(mean) / np.asarray(std)
     # A row at a time: numpy is slow where the last axis has only three entries.
-    rows = images.reshape(-1, width * 3)
-    out = rows * np.tile(scale, width).astype(np.float32)
-    out += np.tile(offset, width).astype(np.float32)
-    return out.reshape(images.shape)
+    rows = out.reshape(-1, width * 3)
+    np.multiply(images.reshape(rows.shape), np.tile(scale, width).astype(np.float32), out=rows)
+    rows += np.tile(offset, width).astype(np.float32)
+    return out
 
 
 def shift_and_flip(images: np.ndarray, draws: np.ndarray, *, pad: int, flip: bool) -> np.ndarray:

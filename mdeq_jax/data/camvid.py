@@ -4,14 +4,9 @@ G. Brostow et al., Semantic Object Classes in Video, 2009; the split of SegNet (
 """
 
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
-from mdeq_jax.data.disk import DiskSplit
+from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.files import list_images, pair_reader, require_folders
-from mdeq_jax.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SegmentationTransform,
-    label_table,
-)
+from mdeq_jax.data.transforms import SegmentationTransform, label_table
 
 CLASS_NAMES = (
     "sky",

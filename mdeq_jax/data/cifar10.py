@@ -49,8 +49,7 @@ def _decode(config, split):
     pixels = np.empty((len(reader), *SIZE, 3), np.uint8)
     labels = np.empty(len(reader), np.int64)
     kept = 0
-    for index in range(len(reader)):
-        record = reader[index]
+    for record in reader:
         try:
             images.check_rgb(images.read_header(record.image, record.path), record.path)
             pixels[kept] = images.decode_rgb(record.image, record.path)

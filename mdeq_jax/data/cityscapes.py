@@ -8,14 +8,9 @@ from typing import NamedTuple
 
 from mdeq_jax.data import tfds_records
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
-from mdeq_jax.data.disk import DiskSplit
+from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.files import list_images, pair_reader, require_folders
-from mdeq_jax.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SegmentationTransform,
-    label_table,
-)
+from mdeq_jax.data.transforms import SegmentationTransform, label_table
 
 BASE_SIZE = 2048
 TFDS_NAME = "cityscapes/semantic_segmentation"

@@ -6,9 +6,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from mdeq_jax.data import augment
 from mdeq_jax.data.dataset import TRANSFORM_STREAM, Skipped
 from mdeq_jax.data.images import ExampleError
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_SKIPS = 100  # in a row: more is not a few bad files
 
 
@@ -38,11 +41,11 @@ class Reader(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DiskSplit:
-    """A split whose examples are read when they are needed.
+    """A split whose examples are read when they are needed, and normalised as ImageNet's.
 
     Attributes:
       reader: gives the encoded examples.
-      transform: (record, rng) -> (image float32 [H, W, 3], label int32 [...]).
+      transform: (record, rng) -> (image uint8 [H, W, 3], label int32 [...]).
       on_error: "raise", or "skip": the next usable example takes the place of a bad one.
     """
 
@@ -72,11 +75,10 @@ class DiskSplit:
                 "different sizes do not make a batch. Set config.data.eval_image_size to a size "
                 "(height, width) that all are padded to, or evaluate with a batch of 1."
             )
-        batch = {
-            "image": np.stack([image for image, _ in examples]),
-            "label": np.stack([label for _, label in examples]),
-        }
-        return batch, skipped
+        batch = np.empty((len(examples), *shapes[0], 3), np.float32)
+        for row, (image, _) in zip(batch, examples, strict=True):
+            augment.normalize(image, IMAGENET_MEAN, IMAGENET_STD, out=row)
+        return {"image": batch, "label": np.stack([label for _, label in examples])}, skipped
 
     def _example(self, index, key):
         errors = []

@@ -5,8 +5,8 @@ O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 1409.0
 
 from mdeq_jax.data import tfds_records
 from mdeq_jax.data.dataset import Dataset
-from mdeq_jax.data.disk import DiskSplit
-from mdeq_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, ClassificationTransform
+from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
+from mdeq_jax.data.transforms import ClassificationTransform
 
 NUM_CLASSES = 1000
 

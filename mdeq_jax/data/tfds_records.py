@@ -6,11 +6,13 @@ Reading needs no TensorFlow: `tensorflow_datasets` imports it only to prepare a 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from mdeq_jax.data.disk import Record
 
 _FORMAT = "array_record"
+_CHUNK = 1000
 
 
 def prepare_command(name: str, data_dir: str) -> str:
@@ -41,7 +43,16 @@ class TfdsReader:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
-        fields = self.source[index]
+        return self._record(index, self.source[index])
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yields all records in order, read many at a time: faster than one by one."""
+        for start in range(0, len(self), _CHUNK):
+            indices = range(start, min(start + _CHUNK, len(self)))
+            for index, fields in zip(indices, self.source.__getitems__(indices), strict=True):
+                yield self._record(index, fields)
+
+    def _record(self, index, fields):
         path = f"{self.name}[{index}]"
         if self.id:
             path += f" ({fields[self.id].decode()})"

@@ -1,4 +1,4 @@
-"""From an encoded example to what the network is given: one class a task."""
+"""From an encoded example to the image and label that are stacked: one class a task."""
 
 import dataclasses
 
@@ -9,8 +9,6 @@ from mdeq_jax.data.dataset import IGNORE_LABEL
 from mdeq_jax.data.disk import Record
 from mdeq_jax.data.images import ExampleError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _INVALID = 254  # in label tables: neither a class nor ignored
 
 
@@ -37,7 +35,7 @@ class ClassificationTransform:
     convert_to_rgb: bool
 
     def __call__(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns an image, float32 [H, W, 3], and its label, int32 []."""
+        """Returns an image, uint8 [H, W, 3], and its label, int32 []."""
         header = images.read_header(record.image, record.path)
         if not self.convert_to_rgb:
             images.check_rgb(header, record.path)
@@ -47,15 +45,16 @@ class ClassificationTransform:
                 f"[0, {self.num_classes}): correct it, or set config.data.on_error='skip'."
             )
         crop = self._random_crop if self.train else self._center_crop
-        image = augment.normalize(crop(record, header, rng), IMAGENET_MEAN, IMAGENET_STD)
-        return image, np.int32(record.label)
+        return crop(record, header, rng), np.int32(record.label)
 
     def _random_crop(self, record, header, rng):
         box = augment.random_resized_crop_box(header.height, header.width, rng)
         reduction = _reduction(header, box[2:], self.size)
         image = images.decode_rgb(record.image, record.path, reduction)
-        top, left, height, width = (side // reduction for side in box)
-        image = augment.resize(image[top : top + height, left : left + width], *self.size)
+        top, left, height, width = box
+        bottom, right = round((top + height) / reduction), round((left + width) / reduction)
+        part = image[round(top / reduction) : bottom, round(left / reduction) : right]
+        image = augment.resize(part, *self.size)
         return image[:, ::-1] if rng.random() < 0.5 else image
 
     def _center_crop(self, record, header, rng):
@@ -128,7 +127,7 @@ class SegmentationTransform:
         )
 
     def __call__(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns an image, float32 [H, W, 3], and its label map, int32 [H, W]."""
+        """Returns an image, uint8 [H, W, 3], and its label map, int32 [H, W]."""
         header = images.read_header(record.image, record.path)
         if not self.convert_to_rgb:
             images.check_rgb(header, record.path)
@@ -146,7 +145,6 @@ class SegmentationTransform:
             image, label = self._random_part(image, label, rng)
         else:
             image, label = (augment.center_crop(x, *self.size) for x in self._pad(image, label))
-        image = augment.normalize(image, IMAGENET_MEAN, IMAGENET_STD)
         return image, label.astype(np.int32)
 
     def _random_part(self, image, label, rng):
