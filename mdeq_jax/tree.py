@@ -51,4 +51,3 @@ def ravel_batch(state: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]
 def sample_norm(x: jax.Array) -> jax.Array:
     """Euclidean norm of each sample: `[B, D]` to `[B]`."""
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=1))
-

@@ -147,7 +147,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", normal_001, (self.size, self.size, x.shape[-1], self.features))
+        kernel = self.param(
+            "kernel", normal_001, (self.size, self.size, x.shape[-1], self.features)
+        )
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         y = conv2d(x, kernel, self.stride)
         if self.use_bias:

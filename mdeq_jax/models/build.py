@@ -87,9 +87,7 @@ def build_model(config) -> nn.Module:
         )
     inject = model.downsample_times > 0 or len(model.channels) > 2
     return MDEQ(
-        stem=Stem(
-            model.channels[0], model.downsample_times, inject, norm, dtype, parent=None
-        ),
+        stem=Stem(model.channels[0], model.downsample_times, inject, norm, dtype, parent=None),
         cell=MDEQCell(spec, parent=None),
         head=head,
         f_solver=f_solver,
@@ -175,4 +173,6 @@ def _check_model(model) -> None:
     if model.num_classes < 1:
         raise ValueError(f"model.num_classes must be at least 1; got {model.num_classes}.")
     if model.downsample_times < 0:
-        raise ValueError(f"model.downsample_times must not be negative; got {model.downsample_times}.")
+        raise ValueError(
+            f"model.downsample_times must not be negative; got {model.downsample_times}."
+        )

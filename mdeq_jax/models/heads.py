@@ -122,10 +122,14 @@ class SegmentationHead(nn.Module):
     def __call__(self, z: Scales, *, train: bool) -> jax.Array:
         size = z[0].shape[1:3]
         y = jnp.concatenate([resize_bilinear(z_i, size) for z_i in z], axis=-1)
-        y = _ConvBNReLU(
-            y.shape[-1], 1, self.norm, use_bias=True, dtype=self.dtype, name="mix"
-        )(y, train)
+        y = _ConvBNReLU(y.shape[-1], 1, self.norm, use_bias=True, dtype=self.dtype, name="mix")(
+            y, train
+        )
         y = Conv(
-            self.num_classes, self.final_conv_kernel, use_bias=True, dtype=self.dtype, name="classifier"
+            self.num_classes,
+            self.final_conv_kernel,
+            use_bias=True,
+            dtype=self.dtype,
+            name="classifier",
         )(y)
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))

@@ -247,4 +247,3 @@ def iterate(
 
 def _done(objective: jax.Array, tol: float) -> jax.Array:
     return (objective < tol) | (objective == 0)
-

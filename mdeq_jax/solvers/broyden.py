@@ -69,7 +69,7 @@ def broyden(
     dtype = z0.dtype
     rows = max_steps + 1
     stored = jnp.dtype(history_dtype or dtype)
-    if not jnp.issubdtype(stored, jnp.floating):
+    if history_dtype is not None and not jnp.issubdtype(stored, jnp.floating):
         raise ValueError(f"history_dtype must be a floating type; got {history_dtype!r}.")
 
     def dot(subscripts, history, other):

@@ -1,7 +1,7 @@
 """A work directory: the config it belongs to, and Orbax checkpoints of training.
 
-    workdir/config.json        the settings that the checkpoints were made with
-    workdir/checkpoints/STEP   state (arrays) and data (position of the input pipeline)
+workdir/config.json        the settings that the checkpoints were made with
+workdir/checkpoints/STEP   state (arrays) and data (position of the input pipeline)
 """
 
 import json

@@ -1,0 +1,33 @@
+"""Settings for every test: strict ranks, a compilation cache, float64 where a test asks for it."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+CACHE = REPOSITORY / ".jax_cache"
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def x64():
+    """Runs the test in float64."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """The figures of the original implementation."""
+    path = REPOSITORY.parent / "shared" / "reference"
+    if not path.exists():
+        pytest.skip(f"the original's figures are not here ({path})")
+    return path

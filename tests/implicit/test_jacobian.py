@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdeq_jax.implicit import jacobian_loss, spectral_radius
+
+BATCH, SIZE = 4, 5
+
+
+def cell(w, z, x):
+    return z @ w + x
+
+
+def matrix(eigenvalues):
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(SIZE, SIZE)))[0]
+    return jnp.asarray(basis @ np.diag(eigenvalues) @ basis.T)
+
+
+def test_jacobian_loss_of_a_probe(x64):
+    w, z = matrix([0.9, 0.5, 0.1, -0.3, -0.7]), jnp.zeros((BATCH, SIZE))
+    probe = jax.random.normal(jax.random.key(0), (BATCH, SIZE))
+    expected = np.sum((probe @ w.T) ** 2) / (BATCH * SIZE)
+    np.testing.assert_allclose(jacobian_loss(cell, w, z, z, probe=probe), expected)
+
+
+def test_jacobian_loss_estimates_the_frobenius_norm(x64):
+    w, z = matrix([0.9, 0.5, 0.1, -0.3, -0.7]), jnp.zeros((BATCH, SIZE))
+    estimate = jacobian_loss(cell, w, z, z, key=jax.random.key(0), num_probes=3000)
+    np.testing.assert_allclose(estimate, np.sum(w**2) / SIZE, rtol=0.03)
+    gradient = jax.grad(lambda w: jacobian_loss(cell, w, z, z, probe=jnp.ones_like(z)))(w)
+    np.testing.assert_allclose(gradient, 2 * w @ np.ones((SIZE, SIZE)) / SIZE, atol=1e-12)
+
+
+def test_spectral_radius_of_a_real_eigenvalue(x64):
+    w, z = matrix([-0.9, 0.5, 0.1, 0.3, 0.7]), jnp.zeros((BATCH, SIZE))
+    result = spectral_radius(cell, w, z, z, key=jax.random.key(0), num_steps=200)
+    np.testing.assert_allclose(result.radius, 0.9, rtol=1e-6)
+    np.testing.assert_allclose(result.growth, 0.9, rtol=1e-6)
+    assert (result.residual < 1e-6).all()
+
+
+def test_spectral_radius_of_a_complex_pair_says_that_it_did_not_converge(x64):
+    angle = 0.8 * jnp.array([[np.cos(1.0), -np.sin(1.0)], [np.sin(1.0), np.cos(1.0)]])
+    z = jnp.zeros((BATCH, 2))
+    result = spectral_radius(cell, angle, z, z, key=jax.random.key(0))
+    np.testing.assert_allclose(result.growth, 0.8, rtol=1e-6)
+    assert (result.residual > 0.5).all()
+
+
+def test_bad_arguments():
+    z = jnp.zeros((BATCH, SIZE))
+    with pytest.raises(ValueError, match="either a random `key` or a `probe`"):
+        jacobian_loss(cell, jnp.eye(SIZE), z, z)
+    with pytest.raises(ValueError, match="num_probes must be at least 1; got 0"):
+        jacobian_loss(cell, jnp.eye(SIZE), z, z, key=jax.random.key(0), num_probes=0)
+    with pytest.raises(ValueError, match="num_steps must be at least 2; got 1"):
+        spectral_radius(cell, jnp.eye(SIZE), z, z, key=jax.random.key(0), num_steps=1)

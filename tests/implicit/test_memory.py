@@ -1,0 +1,55 @@
+"""What a gradient keeps: independent of the number of solver steps, unlike unrolled autodiff."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from mdeq_jax.implicit import equilibrium
+from mdeq_jax.solvers import broyden, fixed_point_iteration
+
+BATCH, SIZE = 8, 2048
+STATE_BYTES = BATCH * SIZE * 4
+
+
+def cell(params, z, x):
+    return jnp.tanh(params[None] * z + x)
+
+
+def temporary_bytes(loss) -> int:
+    """Memory that the compiled gradient of `loss(params)` needs beside inputs and outputs."""
+    compiled = jax.jit(jax.grad(loss)).lower(jnp.ones(SIZE)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def implicit_loss(f_solver, params):
+    x = jnp.ones((BATCH, SIZE))
+    b_solver = partial(fixed_point_iteration, max_steps=10)
+    z, _ = equilibrium(cell, params, x, jnp.zeros_like(x), f_solver=f_solver, b_solver=b_solver)
+    return jnp.sum(z)
+
+
+def unrolled_loss(steps, params):
+    x = jnp.ones((BATCH, SIZE))
+    z, _ = jax.lax.scan(lambda z, _: (cell(params, z, x), None), jnp.zeros_like(x), length=steps)
+    return jnp.sum(z)
+
+
+def test_plain_iteration_needs_the_same_for_any_number_of_steps():
+    few, many = (
+        temporary_bytes(partial(implicit_loss, partial(fixed_point_iteration, max_steps=steps)))
+        for steps in (10, 200)
+    )
+    # The two traces, [max_steps, B], are all that grows.
+    assert many - few <= 4 * 190 * BATCH * 4
+    assert many - few < STATE_BYTES
+    few, many = (temporary_bytes(partial(unrolled_loss, steps)) for steps in (10, 200))
+    assert many - few >= 190 * STATE_BYTES
+
+
+def test_broyden_needs_one_state_a_step():
+    few, many = (
+        temporary_bytes(partial(implicit_loss, partial(broyden, max_steps=steps)))
+        for steps in (10, 40)
+    )
+    assert 0.95 * 30 * STATE_BYTES <= many - few <= 1.15 * 30 * STATE_BYTES

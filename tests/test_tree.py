@@ -1,0 +1,31 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdeq_jax.tree import ravel_batch, sample_norm
+
+
+def test_round_trip_keeps_samples_apart():
+    scales = (jnp.arange(24.0).reshape(2, 2, 2, 3), jnp.arange(8.0).reshape(2, 1, 1, 4))
+    flat, unravel = ravel_batch(scales)
+    assert flat.shape == (2, 16)
+    np.testing.assert_array_equal(flat[1, :12], np.arange(12, 24))
+    for a, b in zip(unravel(flat), scales):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_unravel_takes_another_batch_size_and_type():
+    _, unravel = ravel_batch((jnp.zeros((2, 3)), jnp.zeros((2, 2, 2))))
+    parts = unravel(jnp.ones((5, 7), jnp.bfloat16))
+    assert [p.shape for p in parts] == [(5, 3), (5, 2, 2)]
+    assert all(p.dtype == jnp.bfloat16 for p in parts)
+
+
+def test_sample_norm():
+    np.testing.assert_allclose(sample_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])), [5.0, 0.0])
+
+
+@pytest.mark.parametrize("state", [(), (jnp.zeros((2, 3)), jnp.zeros((3, 3))), jnp.zeros(())])
+def test_refuses_states_without_a_common_batch(state):
+    with pytest.raises(ValueError, match=r"batch axis"):
+        ravel_batch(state)
