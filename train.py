@@ -2,7 +2,7 @@
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdeq_jax.training import train_and_evaluate
@@ -16,6 +16,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     try:
         train_and_evaluate(config, _WORKDIR.value or f"runs/{config.name}")

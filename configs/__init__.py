@@ -1,0 +1,1 @@
+"""Configs: each file has `get_config()`; `default.py` declares every field."""

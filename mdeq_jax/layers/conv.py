@@ -128,6 +128,7 @@ class ConvKernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
+        """The kernel, weight norm applied."""
         shape = (self.size, self.size, self.in_channels, self.out_channels)
         if not self.weight_norm:
             return self.param("kernel", normal_001, shape)
@@ -147,9 +148,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel", normal_001, (self.size, self.size, x.shape[-1], self.features)
-        )
+        """`[B, H, W, C]` to `[B, H', W', features]`."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", normal_001, shape)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         y = conv2d(x, kernel, self.stride)
         if self.use_bias:

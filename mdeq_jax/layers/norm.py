@@ -51,6 +51,7 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict | None:
+        """What `group_norm` takes as `affine`."""
         if not self.use:
             return None
         return {
@@ -76,6 +77,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises by the batch's statistics if `train`, else by the running ones."""
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))

@@ -41,6 +41,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """The input injection."""
         x = images
         for i in range(max(2, self.downsample_times)):
             stride = 2 if i < self.downsample_times else 1
@@ -91,6 +92,7 @@ class ClassificationHead(nn.Module):
 
     @nn.compact
     def __call__(self, z: Scales, *, train: bool) -> jax.Array:
+        """The logits, in float32 or better."""
         y = None
         for i, (z_i, width) in enumerate(zip(z, self.head_channels)):
             raised = _Bottleneck(width, self.norm, self.dtype, name=f"bottleneck{i}")(z_i, train)
@@ -120,6 +122,7 @@ class SegmentationHead(nn.Module):
 
     @nn.compact
     def __call__(self, z: Scales, *, train: bool) -> jax.Array:
+        """The logits, in float32 or better."""
         size = z[0].shape[1:3]
         y = jnp.concatenate([resize_bilinear(z_i, size) for z_i in z], axis=-1)
         y = _ConvBNReLU(y.shape[-1], 1, self.norm, use_bias=True, dtype=self.dtype, name="mix")(

@@ -113,6 +113,7 @@ class MDEQCell(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict:
+        """The weights, by layer: kernels and the scale and bias of the norms."""
         spec = self.spec
         weights = {}
         for i, channels in enumerate(spec.channels):

@@ -195,10 +195,8 @@ def iterate(
         step = loop.step + 1
 
         abs_residual, rel_residual = _residuals(z, fz)
-        objective, best, first = (
-            (rel_residual, loop.best_rel, first_rel)
-            if stop_mode == "rel"
-            else (abs_residual, loop.best_abs, first_abs)
+        objective, best = (
+            (rel_residual, loop.best_rel) if stop_mode == "rel" else (abs_residual, loop.best_abs)
         )
         finite = jnp.isfinite(abs_residual)
         better = moving & finite & (objective < best)

@@ -2,8 +2,9 @@
 
 For g(z) = f(z) - z the method keeps an estimate H of the inverse Jacobian of g, starts it at
 H_0 = -I and improves it by rank-one updates H_{i+1} = H_i + u_i v_i^T (Broyden 1965; used for
-deep equilibrium models by Bai, Kolter, Koltun 2019, 1909.01377, appendix B). The usual limited-memory
-form stores both sequences. With unit steps D_i = z_{i+1} - z_i = -H_i g_i they are redundant:
+deep equilibrium models by Bai, Kolter, Koltun 2019, 1909.01377, appendix B). The usual
+limited-memory form stores both sequences. With unit steps D_i = z_{i+1} - z_i = -H_i g_i they are
+redundant:
 
     u_i = D_{i+1} / |D_i|^2,    v_i = H_i^T D_i,
 

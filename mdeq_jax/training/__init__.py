@@ -1,5 +1,5 @@
-"""Training and evaluation: `train_and_evaluate(config, workdir)`."""
+"""Training and evaluation: `train_and_evaluate(config, workdir)`, `evaluate(config, workdir)`."""
 
-from mdeq_jax.training.loop import Interrupted, train_and_evaluate
+from mdeq_jax.training.loop import Interrupted, evaluate, train_and_evaluate
 
-__all__ = ["Interrupted", "train_and_evaluate"]
+__all__ = ["Interrupted", "evaluate", "train_and_evaluate"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 CONFIG_FILE = "config.json"
 
@@ -104,37 +103,59 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
+                variables=ocp.args.StandardSave(state.variables),
+                optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+                data=ocp.args.JsonSave(data_state),
             ),
         )
 
-    def restore(self, like, step: int | None = None) -> tuple:
-        """The state and data position of `step`, or of the newest.
+    def restore(self, like) -> tuple:
+        """The newest state and data position.
 
         Args:
             like: a `TrainState` of the same structure, shapes and types (values are not read).
-            step: which; None: the newest.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint; says which there are.
+            FileNotFoundError: there is no checkpoint.
         """
-        steps = sorted(self._manager.all_steps())
-        if not steps or (step is not None and step not in steps):
-            which = "checkpoint" if step is None else f"checkpoint of step {step}"
-            raise FileNotFoundError(
-                f"There is no {which} in {self.path}; steps there: {steps or 'none'}. "
-                "Train first, or point --workdir to a directory that was trained or converted."
-            )
-        step = steps[-1] if step is None else step
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+        optimizer = _abstract({"step": like.step, "state": like.opt_state})
         restored = self._manager.restore(
-            step,
+            self._newest(),
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+                variables=ocp.args.StandardRestore(_abstract(like.variables)),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                data=ocp.args.JsonRestore(),
             ),
         )
-        logging.info("Restored step %d from %s", step, self.path)
-        return restored.state, restored.data
+        state = like.replace(
+            step=restored.optimizer["step"],
+            params=restored.variables["params"],
+            batch_stats=restored.variables["batch_stats"],
+            opt_state=restored.optimizer["state"],
+        )
+        return state, restored.data
+
+    def restore_variables(self, like) -> tuple[dict, int]:
+        """The newest network without its optimiser, and the step that it is of.
+
+        Args:
+            like: Flax variables of the same structure, shapes and types.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+        """
+        step = self._newest()
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
+        return self._manager.restore(step, args=args).variables, step
+
+    def _newest(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise FileNotFoundError(
+                f"There is no checkpoint in {self.path}. Train first, or point --workdir to a "
+                "directory that was trained or converted."
+            )
+        return step
 
     def wait(self) -> None:
         """Returns once every save has ended."""
@@ -149,3 +170,7 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

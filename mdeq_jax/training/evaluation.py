@@ -112,7 +112,7 @@ def convergence_traces(model, variables, task: Task, dataset: Dataset, config) -
 
     batch_size = config.eval.batch_size or config.train.batch_size
     columns = []
-    for batch in EvalLoader(dataset, batch_size):
+    for batch in EvalLoader(dataset, batch_size, num_workers=config.data.num_workers):
         keep = batch["mask"] > 0
         batch = jax.tree.map(jnp.asarray, batch)
         columns.append([np.asarray(t)[:, keep] for t in traces(variables, batch)])

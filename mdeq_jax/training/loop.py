@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from tqdm import tqdm
@@ -92,7 +93,8 @@ def train_and_evaluate(config, workdir: str | Path) -> dict:
     with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints, InterruptFlag() as flag:
         if checkpoints.latest_step() is not None:
             state, data_state = checkpoints.restore(state)
-            loader.set_state(data_state)
+            if data_state:  # a converted checkpoint has none
+                loader.set_state(data_state)
             print(f"Going on from step {int(state.step):,} of {num_steps:,}.")
         state, metrics = _train(
             config, workdir, num_steps, state, loader, task, optimizer, evaluator, checkpoints, flag
@@ -103,6 +105,40 @@ def train_and_evaluate(config, workdir: str | Path) -> dict:
     _plot(workdir / "convergence.png", config, model, state.variables, task, dataset, metrics)
     print(f"Done: {describe(metrics)}")
     print(f"Wrote {workdir}/metrics.jsonl, convergence.png and checkpoints/.")
+    return metrics
+
+
+def evaluate(config, workdir: str | Path) -> dict:
+    """Evaluates the newest checkpoint of `workdir` with the solver settings of `config`.
+
+    Args:
+        config: a config of the same architecture; other settings may differ from training's.
+        workdir: work directory of `train_and_evaluate` or of a converted file.
+
+    Returns:
+        The figures, see `Evaluator`, and "step".
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: settings that do not fit each other, the data or the checkpoint.
+    """
+    workdir = Path(workdir)
+    check_architecture(workdir, config)
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{workdir} holds no checkpoints. Train first (train.py), convert a PyTorch file "
+            "(convert_torch_weights.py), or point --workdir to a directory where that was done."
+        )
+    dataset = load_dataset(config.data)
+    check_config(config, dataset)
+    model, task = build_model(config), build_task(config)
+    evaluator = Evaluator(model, task, dataset, config)
+    images = jnp.zeros((1, *config.data.image_size, 3))
+    like = jax.eval_shape(model.init, jax.random.key(0), images)
+    with Checkpoints(workdir) as checkpoints:
+        variables, step = checkpoints.restore_variables(like)
+    metrics = {"step": step, **evaluator(devices.replicate(variables))}
+    print(f"{workdir}, step {step:,}: {describe(metrics)}")
     return metrics
 
 

@@ -34,13 +34,13 @@ def plot_convergence(
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
+    left, right = figure.subplots(1, 2, sharey=True)
     panels = (
-        ("Forward: equilibrium z = f(z)", "|f(z) − z| / |f(z)|", forward, forward_label, forward_tol),
-        ("Backward: adjoint u = uᵀJ + ∂loss/∂z", "|uᵀJ + g − u| / |uᵀJ + g|", backward,
-         backward_label, backward_tol),
-    )  # fmt: skip
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (heading, ylabel, trace, label, tol) in zip(axes, panels):
+        (left, "Forward: equilibrium z = f(z)", "|f(z) − z| / |f(z)|"),
+        (right, "Backward: adjoint u = uᵀJ + g, g = ∂loss/∂z", "|uᵀJ + g − u| / |uᵀJ + g|"),
+    )
+    contents = ((forward, forward_label, forward_tol), (backward, backward_label, backward_tol))
+    for (axis, heading, ylabel), (trace, label, tol) in zip(panels, contents):
         steps = np.arange(1, len(trace) + 1)
         # A solver stops a sample at a residual of zero; from there on it stays at it.
         low, median, high = np.nanquantile(_fill_forward(trace), (0.1, 0.5, 0.9), axis=1)
