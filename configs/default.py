@@ -109,6 +109,11 @@ def get_config() -> ml_collections.ConfigDict:
             scale_factor=placeholder(int),  # segmentation: scale 0.5 + k/10, k to this; None: 16
         )
     )
+    config.init = ml_collections.ConfigDict(
+        dict(
+            from_checkpoint="",  # work directory whose stem and cell training starts from
+        )
+    )
     config.eval = ml_collections.ConfigDict(
         dict(every_epochs=1.0, batch_size=placeholder(int))  # batch size: as in training
     )

@@ -1,6 +1,29 @@
-"""PyTorch checkpoints of the original repositories, read without PyTorch."""
+"""PyTorch checkpoints of the original repositories: read without PyTorch, converted, exported."""
 
+from mdeq_jax.convert.architectures import KNOWN_ARCHITECTURES, Architecture, recognise
 from mdeq_jax.convert.errors import WeightsFileError
+from mdeq_jax.convert.report import inspect_file, summarize
+from mdeq_jax.convert.state_dict import (
+    Conversion,
+    convert,
+    convert_state_dict,
+    export_state_dict,
+)
+from mdeq_jax.convert.torch_writer import write_torch_file
 from mdeq_jax.convert.unpickle import load_torch_file, load_torch_object
 
-__all__ = ["WeightsFileError", "load_torch_file", "load_torch_object"]
+__all__ = [
+    "KNOWN_ARCHITECTURES",
+    "Architecture",
+    "Conversion",
+    "WeightsFileError",
+    "convert",
+    "convert_state_dict",
+    "export_state_dict",
+    "inspect_file",
+    "load_torch_file",
+    "load_torch_object",
+    "recognise",
+    "summarize",
+    "write_torch_file",
+]

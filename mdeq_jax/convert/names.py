@@ -1,14 +1,18 @@
 """The original's parameter names against ours, as one table that serves both directions.
 
-`name_table` lists, in the order of a PyTorch state dict, each tensor's name there, its place in
-the Flax variables and the rule that turns one layout into the other. Importing and exporting walk
-the same table.
+`name_table` lists, in the order of a PyTorch state dict, each tensor's name and shape there, its
+place in the Flax variables and the rule that turns one layout into the other. Importing,
+exporting, checking and recognising a file all walk the same table.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+
+CELL = "fullstage."  # what the names of the equilibrium cell begin with
+_BOTTLENECK_EXPANSION = 4
 
 
 class Rule(NamedTuple):
@@ -16,13 +20,12 @@ class Rule(NamedTuple):
 
     to_flax: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
-    torch_ndim: int
 
 
-CONV = Rule(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1), 4)  # OIHW, HWIO
-LINEAR = Rule(lambda w: w.T, lambda w: w.T, 2)
-GAIN = Rule(lambda g: g.reshape(-1), lambda g: g.reshape(-1, 1, 1, 1), 4)  # weight norm's g
-VECTOR = Rule(lambda v: v, lambda v: v, 1)
+CONV = Rule(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # OIHW, HWIO
+LINEAR = Rule(lambda w: w.T, lambda w: w.T)
+GAIN = Rule(lambda g: g.reshape(-1), lambda g: g.reshape(-1, 1, 1, 1))  # weight norm's g
+VECTOR = Rule(lambda v: v, lambda v: v)
 
 
 class Entry(NamedTuple):
@@ -30,12 +33,14 @@ class Entry(NamedTuple):
 
     Attributes:
         torch_name: key in the state dict.
+        shape: there.
         path: keys in the Flax variables, collection first; None for a counter that only PyTorch
             has (`num_batches_tracked`).
         rule: change of layout.
     """
 
     torch_name: str
+    shape: tuple[int, ...]
     path: tuple[str, ...] | None
     rule: Rule
 
@@ -44,99 +49,164 @@ def name_table(model) -> list[Entry]:
     """The tensors of a model, in PyTorch's order.
 
     Args:
-        model: `config.model`.
+        model: `config.model`, or an `Architecture`.
     """
     entries = [*_stem(model), *_cell(model)]
     head = _segmentation_head if model.name == "mdeq_segmenter" else _classification_head
     return [*entries, *head(model)]
 
 
-def _conv(name: str, path: tuple[str, ...], *, weight_norm=False, bias=False) -> Iterator[Entry]:
+def count_parameters(table: list[Entry]) -> int:
+    """Trainable parameters of a model: running statistics and counters are none."""
+    return sum(int(np.prod(e.shape)) for e in table if e.path is not None and e.path[0] == "params")
+
+
+def _conv(name, path, shape, *, weight_norm=False, bias=False) -> Iterator[Entry]:
+    """A convolution of shape (out, in, size)."""
+    c_out, c_in, size = shape
+    shape = (c_out, c_in, size, size)
     if weight_norm:
-        yield Entry(f"{name}.weight_g", ("params", *path, "g"), GAIN)
-        yield Entry(f"{name}.weight_v", ("params", *path, "v"), CONV)
+        yield Entry(f"{name}.weight_g", (c_out, 1, 1, 1), ("params", *path, "g"), GAIN)
+        yield Entry(f"{name}.weight_v", shape, ("params", *path, "v"), CONV)
     else:
-        yield Entry(f"{name}.weight", ("params", *path, "kernel"), CONV)
+        yield Entry(f"{name}.weight", shape, ("params", *path, "kernel"), CONV)
     if bias:
-        yield Entry(f"{name}.bias", ("params", *path, "bias"), VECTOR)
+        yield Entry(f"{name}.bias", (c_out,), ("params", *path, "bias"), VECTOR)
 
 
-def _group_norm(name: str, path: tuple[str, ...], affine: bool) -> Iterator[Entry]:
+def _group_norm(name, path, channels, affine) -> Iterator[Entry]:
     if affine:
-        yield Entry(f"{name}.weight", ("params", *path, "scale"), VECTOR)
-        yield Entry(f"{name}.bias", ("params", *path, "bias"), VECTOR)
+        yield Entry(f"{name}.weight", (channels,), ("params", *path, "scale"), VECTOR)
+        yield Entry(f"{name}.bias", (channels,), ("params", *path, "bias"), VECTOR)
 
 
-def _batch_norm(name: str, path: tuple[str, ...], affine: bool = True) -> Iterator[Entry]:
-    yield from _group_norm(name, (*path, "affine"), affine)
-    yield Entry(f"{name}.running_mean", ("batch_stats", *path, "mean"), VECTOR)
-    yield Entry(f"{name}.running_var", ("batch_stats", *path, "var"), VECTOR)
-    yield Entry(f"{name}.num_batches_tracked", None, VECTOR)
+def _batch_norm(name, path, channels, affine=True) -> Iterator[Entry]:
+    yield from _group_norm(name, (*path, "affine"), channels, affine)
+    yield Entry(f"{name}.running_mean", (channels,), ("batch_stats", *path, "mean"), VECTOR)
+    yield Entry(f"{name}.running_var", (channels,), ("batch_stats", *path, "var"), VECTOR)
+    yield Entry(f"{name}.num_batches_tracked", (), None, VECTOR)
 
 
-def _conv_bn(conv: str, norm: str, path: tuple[str, ...], bias=False) -> Iterator[Entry]:
-    yield from _conv(conv, (*path, "conv"), bias=bias)
-    yield from _batch_norm(norm, (*path, "norm"))
+def _conv_bn(conv, norm, path, shape, bias=False) -> Iterator[Entry]:
+    yield from _conv(conv, (*path, "conv"), shape, bias=bias)
+    yield from _batch_norm(norm, (*path, "norm"), shape[0])
 
 
 def _stem(model) -> Iterator[Entry]:
+    width = model.channels[0]
     for i in range(max(2, model.downsample_times)):
         names = (f"DS{i + 1}", f"DS{i + 1}-BN") if i >= 2 else (str(3 * i), str(3 * i + 1))
-        yield from _conv_bn(*(f"downsample.{n}" for n in names), ("stem", f"conv{i}"))
+        conv, norm = (f"downsample.{n}" for n in names)
+        yield from _conv_bn(conv, norm, ("stem", f"conv{i}"), (width, 3 if i == 0 else width, 3))
     if model.downsample_times > 0 or len(model.channels) > 2:
-        yield from _conv_bn("stage0.0", "stage0.1", ("stem", "injection"))
+        yield from _conv_bn("stage0.0", "stage0.1", ("stem", "injection"), (width, width, 1))
 
 
 def _cell(model) -> Iterator[Entry]:
-    scales = range(len(model.channels))
-    for i in scales:
+    for i, channels in enumerate(model.channels):
         for b in range(model.num_blocks[i]):
-            name = f"fullstage.branches.{i}.blocks.{b}"
-            path = ("cell", f"branch{i}_block{b}")
-            for n in (1, 2):
-                yield from _conv(
-                    f"{name}.conv{n}", (*path, f"conv{n}"), weight_norm=model.weight_norm
-                )
-                yield from _group_norm(f"{name}.gn{n}", (*path, f"norm{n}"), model.block_gn_affine)
-            yield from _group_norm(f"{name}.gn3", (*path, "norm3"), model.block_gn_affine)
-    if len(scales) == 1:
+            name, path = f"{CELL}branches.{i}.blocks.{b}", ("cell", f"branch{i}_block{b}")
+            yield from _block(name, path, channels, model.big_kernels[i] - 2 * b, model)
+    if len(model.channels) == 1:
         return
-    for i in scales:
-        for j in scales:
-            name = f"fullstage.fuse_layers.{i}.{j}.net"
+    for i, to_width in enumerate(model.channels):
+        for j, from_width in enumerate(model.channels):
+            name, layer = f"{CELL}fuse_layers.{i}.{j}.net", f"fuse{i}_{j}"
             if j > i:
-                yield from _fusion(name, f"fuse{i}_{j}", model)
+                yield from _fusion(name, layer, (to_width, from_width, 1), model)
             for k in range(i - j):
-                yield from _fusion(f"{name}.{k}", f"fuse{i}_{j}_{k}", model)
-    for i in scales:
-        name, path = f"fullstage.post_fuse_layers.{i}", ("cell", f"post{i}")
-        yield from _conv(f"{name}.conv", (*path, "conv"), weight_norm=model.weight_norm)
-        yield from _group_norm(f"{name}.gnorm", (*path, "norm"), model.post_gn_affine)
+                shape = (to_width if k == i - j - 1 else from_width, from_width, 3)
+                yield from _fusion(f"{name}.{k}", f"{layer}_{k}", shape, model)
+    for i, channels in enumerate(model.channels):
+        name, path = f"{CELL}post_fuse_layers.{i}", ("cell", f"post{i}")
+        shape = (channels, channels, 1)
+        yield from _conv(f"{name}.conv", (*path, "conv"), shape, weight_norm=model.weight_norm)
+        yield from _group_norm(f"{name}.gnorm", (*path, "norm"), channels, model.post_gn_affine)
 
 
-def _fusion(name: str, layer: str, model) -> Iterator[Entry]:
-    yield from _conv(f"{name}.conv", ("cell", layer, "conv"), weight_norm=model.fuse_weight_norm)
-    yield from _group_norm(f"{name}.gnorm", ("cell", layer, "norm"), model.fuse_gn_affine)
+def _block(name, path, channels, num_big, model) -> Iterator[Entry]:
+    wide = channels * model.expansion
+    for n, (c_out, c_in) in enumerate(((wide, channels), (channels, wide)), start=1):
+        shape = (c_out, c_in, 5 if n <= num_big else 3)
+        yield from _conv(
+            f"{name}.conv{n}", (*path, f"conv{n}"), shape, weight_norm=model.weight_norm
+        )
+        yield from _group_norm(f"{name}.gn{n}", (*path, f"norm{n}"), c_out, model.block_gn_affine)
+    yield from _group_norm(f"{name}.gn3", (*path, "norm3"), channels, model.block_gn_affine)
+
+
+def _fusion(name, layer, shape, model) -> Iterator[Entry]:
+    path = ("cell", layer)
+    yield from _conv(f"{name}.conv", (*path, "conv"), shape, weight_norm=model.fuse_weight_norm)
+    yield from _group_norm(f"{name}.gnorm", (*path, "norm"), shape[0], model.fuse_gn_affine)
 
 
 def _classification_head(model) -> Iterator[Entry]:
-    for i, width in enumerate(model.head_channels):
+    raised = [_BOTTLENECK_EXPANSION * width for width in model.head_channels]
+    for i, (channels, width) in enumerate(zip(model.channels, model.head_channels)):
         name, path = f"incre_modules.{i}.0", ("head", f"bottleneck{i}")
-        for n in (1, 2, 3):
-            yield from _conv(f"{name}.conv{n}", (*path, f"conv{n}"))
-            yield from _batch_norm(f"{name}.bn{n}", (*path, f"norm{n}"), affine=False)
-        if model.channels[i] != 4 * width:
-            yield from _conv(f"{name}.downsample.0", (*path, "shortcut_conv"))
-            yield from _batch_norm(f"{name}.downsample.1", (*path, "shortcut_norm"))
-    for i in range(len(model.head_channels) - 1):
-        name = f"downsamp_modules.{i}"
-        yield from _conv_bn(f"{name}.0", f"{name}.1", ("head", f"down{i}"), bias=True)
-    yield from _conv_bn("final_layer.0", "final_layer.1", ("head", "final"), bias=True)
-    path = ("params", "head", "classifier")
-    yield Entry("classifier.weight", (*path, "kernel"), LINEAR)
-    yield Entry("classifier.bias", (*path, "bias"), VECTOR)
+        shapes = ((width, channels, 1), (width, width, 3), (raised[i], width, 1))
+        for n, shape in enumerate(shapes, start=1):
+            yield from _conv(f"{name}.conv{n}", (*path, f"conv{n}"), shape)
+            yield from _batch_norm(f"{name}.bn{n}", (*path, f"norm{n}"), shape[0], affine=False)
+        if channels != raised[i]:
+            yield from _conv(
+                f"{name}.downsample.0", (*path, "shortcut_conv"), (raised[i], channels, 1)
+            )
+            yield from _batch_norm(f"{name}.downsample.1", (*path, "shortcut_norm"), raised[i])
+    for i, (c_in, c_out) in enumerate(pairwise(raised)):
+        name, shape = f"downsamp_modules.{i}", (c_out, c_in, 3)
+        yield from _conv_bn(f"{name}.0", f"{name}.1", ("head", f"down{i}"), shape, bias=True)
+    shape = (model.final_channels, raised[-1], 1)
+    yield from _conv_bn("final_layer.0", "final_layer.1", ("head", "final"), shape, bias=True)
+    path, shape = ("params", "head", "classifier"), (model.num_classes, model.final_channels)
+    yield Entry("classifier.weight", shape, (*path, "kernel"), LINEAR)
+    yield Entry("classifier.bias", shape[:1], (*path, "bias"), VECTOR)
 
 
 def _segmentation_head(model) -> Iterator[Entry]:
-    yield from _conv_bn("last_layer.0", "last_layer.1", ("head", "mix"), bias=True)
-    yield from _conv("last_layer.3", ("head", "classifier"), bias=True)
+    width = sum(model.channels)
+    yield from _conv_bn(
+        "last_layer.0", "last_layer.1", ("head", "mix"), (width, width, 1), bias=True
+    )
+    shape = (model.num_classes, width, model.final_conv_kernel)
+    yield from _conv("last_layer.3", ("head", "classifier"), shape, bias=True)
+
+
+class Misfit(NamedTuple):
+    """How named tensors differ from a table, one line each; all empty where they fit.
+
+    Attributes:
+        missing: names that the table has and the tensors have not.
+        unexpected: the other way round.
+        misshapen: names with both shapes (or with a type that no weight has).
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+
+    @property
+    def count(self) -> int:
+        """Number of tensors that do not fit."""
+        return sum(map(len, self))
+
+
+def find_misfit(tensors: dict[str, np.ndarray], table: list[Entry]) -> Misfit:
+    """Compares named tensors with a table. PyTorch's counters may be absent."""
+    missing, misshapen = [], []
+    for entry in table:
+        if entry.torch_name not in tensors:
+            if entry.path is not None:
+                missing.append(entry.torch_name)
+            continue
+        tensor = tensors[entry.torch_name]
+        if tensor.shape != entry.shape:
+            misshapen.append(
+                f"{entry.torch_name}: {list(tensor.shape)} in the file, "
+                f"{list(entry.shape)} in the network"
+            )
+        elif entry.path is not None and tensor.dtype.kind in "biuc":
+            misshapen.append(f"{entry.torch_name}: {tensor.dtype} in the file, a weight is a float")
+    known = {entry.torch_name for entry in table}
+    return Misfit(missing, [name for name in tensors if name not in known], misshapen)

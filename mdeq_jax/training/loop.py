@@ -20,6 +20,7 @@ from mdeq_jax.training.schedules import learning_rate
 from mdeq_jax.training.state import build_optimizer, init_state
 from mdeq_jax.training.step import make_train_step, training_config
 from mdeq_jax.training.tasks import build_task
+from mdeq_jax.training.transfer import start_from_checkpoint
 from mdeq_jax.viz.convergence import plot_convergence
 
 
@@ -96,6 +97,8 @@ def train_and_evaluate(config, workdir: str | Path) -> dict:
             if data_state:  # a converted checkpoint has none
                 loader.set_state(data_state)
             print(f"Going on from step {int(state.step):,} of {num_steps:,}.")
+        elif config.init.from_checkpoint:
+            state = start_from_checkpoint(state, config)
         state, metrics = _train(
             config, workdir, num_steps, state, loader, task, optimizer, evaluator, checkpoints, flag
         )

@@ -1,0 +1,68 @@
+"""Converts weights of the original PyTorch repositories, and back.
+
+Look:    python convert_torch_weights.py --input=MDEQ_Small_cls.pkl --inspect
+Import:  python convert_torch_weights.py --config=configs/imagenet_small.py \
+             --input=MDEQ_Small_cls.pkl --output=/runs/in_small
+Export:  python convert_torch_weights.py --config=configs/imagenet_small.py \
+             --input=/runs/in_small --export=weights.pkl
+"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mdeq_jax import convert
+from mdeq_jax.training.transfer import load_variables, save_variables
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config of the network, e.g. configs/imagenet_small.py; not for --inspect."
+)
+_INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "PyTorch file to convert or inspect; or a work directory, to export.",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Work directory to make, for eval.py and train.py.")
+_EXPORT = flags.DEFINE_string("export", None, "PyTorch file to write; needs torch.")
+_INSPECT = flags.DEFINE_bool("inspect", False, "List what the file holds, and convert nothing.")
+
+
+def run():
+    if _INSPECT.value:
+        print(convert.inspect_file(_INPUT.value))
+        return
+    config = _CONFIG.value
+    if config is None or not (_OUTPUT.value or _EXPORT.value):
+        raise ValueError("Give --config, and --output or --export (or --inspect alone).")
+    if os.path.isdir(_INPUT.value):
+        if _OUTPUT.value:
+            raise ValueError(f"{_INPUT.value} is a work directory already: give --export alone.")
+        variables, step = load_variables(_INPUT.value, config)
+        summary = f"exported step {step:,} of {_INPUT.value}"
+    else:
+        conversion = convert.convert(convert.load_torch_file(_INPUT.value), config)
+        variables, summary = conversion.variables, convert.summarize(conversion)
+    if _EXPORT.value:
+        convert.write_torch_file(_EXPORT.value, convert.export_state_dict(variables, config))
+        summary += f"\nwrote {_EXPORT.value}"
+    if _OUTPUT.value:
+        save_variables(variables, config, _OUTPUT.value)
+        summary += f"\nwrote {_OUTPUT.value}: config.json and checkpoints/0"
+        if config.train.pretrain_steps:
+            summary += "\nto train on from it, set --config.train.pretrain_steps=0"
+    print(summary)
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    try:
+        run()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

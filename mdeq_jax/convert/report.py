@@ -1,0 +1,43 @@
+"""What `convert_torch_weights.py` prints."""
+
+import os
+
+from mdeq_jax.convert.architectures import recognise
+from mdeq_jax.convert.errors import printable
+from mdeq_jax.convert.names import count_parameters, name_table
+from mdeq_jax.convert.state_dict import Conversion
+from mdeq_jax.convert.unpickle import load_torch_file
+from mdeq_jax.convert.variants import standard_names
+
+
+def inspect_file(path: str | os.PathLike) -> str:
+    """What a weights file holds: every key with its shape and type, and what it is recognised as.
+
+    Raises:
+        WeightsFileError: the file cannot be read.
+    """
+    state_dict = load_torch_file(path)
+    names = [printable(name) for name in state_dict]
+    width = max(map(len, names))
+    lines = [
+        f"{name:<{width}}  {tensor.dtype}  {list(tensor.shape)}"
+        for name, tensor in zip(names, state_dict.values())
+    ]
+    named = standard_names(state_dict)
+    found = recognise(named.tensors)
+    numbers = sum(tensor.size for tensor in state_dict.values())
+    lines.append(f"{os.fspath(path)}: {len(state_dict):,} tensors of {numbers:,} numbers")
+    if found.architecture is not None:
+        parameters = count_parameters(name_table(found.architecture))
+        lines.append(f"parameters: {parameters:,}")
+    lines += [f"note: {note}" for note in named.notes]
+    lines += [f"beside the network: {line}" for line in named.ignored]
+    return "\n".join([*lines, f"recognised as: {found.text}"])
+
+
+def summarize(conversion: Conversion) -> str:
+    """The summary of a conversion."""
+    lines = [f"parameters: {conversion.parameters:,}"]
+    lines += [f"note: {note}" for note in conversion.notes]
+    lines += [f"ignored by name: {line}" for line in conversion.ignored]
+    return "\n".join([*lines, f"recognised as: {conversion.recognised}"])
