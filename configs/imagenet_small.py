@@ -1,0 +1,50 @@
+"""MDEQ SMALL on ImageNet.
+
+Paper: Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, 2020 (2006.08656).
+Published: 75.5 % top-1, 92.7 % top-5 (18M parameters); over 75 % top-1 for the released weights.
+Cost: 16,808,936 parameters; 1,000,900 steps of 128 images (4 GPUs in the original).
+Differs from the paper: 16.8M parameters instead of 18M, and other settings of its table 4
+    (github.com/locuslab/mdeq/issues/1).
+
+    python train.py --config=configs/imagenet_small.py --config.data.data_dir=DIR
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.name = "imagenet_small"
+
+    config.model.channels = (32, 64, 128, 256)
+    config.model.num_blocks = (1, 1, 1, 1)
+    config.model.big_kernels = (0, 0, 0, 0)
+    config.model.expansion = 5
+    config.model.num_groups = 8
+    config.model.downsample_times = 2
+    config.model.post_gn_affine = True
+    config.model.dropout = 0.0
+    config.model.num_classes = 1000
+    config.model.head_channels = (24, 48, 96, 192)
+    config.model.final_channels = 2048
+
+    config.solver.forward.max_steps = 26
+    config.solver.backward.max_steps = 27
+    config.solver.forward.stop_mode = "abs"
+    config.solver.backward.stop_mode = "abs"
+
+    config.train.epochs = 100
+    config.train.batch_size = 128
+    config.train.optimizer = "sgd"
+    config.train.learning_rate = 0.05
+    config.train.weight_decay = 5e-5
+    config.train.momentum = 0.9
+    config.train.nesterov = True
+    config.train.pretrain_steps = 510000
+    config.train.pretrain_layers = 5
+    config.train.random_forward_delta = 2
+
+    config.data.name = "imagenet2012"
+    config.data.image_size = (224, 224)
+    config.data.augment = True
+    return config.lock()
