@@ -1,8 +1,8 @@
 """Convolutions in NHWC with symmetric padding, and their kernels as parameters.
 
-`conv2d` is the only convolution of the package. Its derivative with respect to the input is
-written by hand for CPUs, where XLA runs the form that autodiff writes (kernel axes swapped, or a
-dilated input) about ten times slower inside a loop than an ordinary convolution.
+`conv2d` is the only convolution of the package. Its derivatives are written by hand for CPUs, where
+XLA runs the forms that autodiff writes 10 (input) to 100 (kernel) times slower inside a loop than
+outside: the input's as an ordinary convolution, the kernel's as one matrix product a tap.
 """
 
 from collections.abc import Callable
@@ -25,25 +25,36 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     Returns:
         `[B, ceil(H / stride), ceil(W / stride), C_out]`.
+
+    Raises:
+        ValueError: another stride, or stride 2 with another kernel than 3x3.
     """
-    if kernel.shape[0] == 1 and stride == 1:
+    size = kernel.shape[0]
+    x, kernel = nn.dtypes.promote_dtype(x, kernel)
+    if size == 1 and stride == 1:
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-    if jax.default_backend() == "cpu":
-        return _conv2d_cpu(x, kernel, stride)
-    return _conv2d(x, kernel, stride)
+    if not (stride == 1 or (stride == 2 and size == 3)):
+        raise ValueError(
+            f"A convolution has stride 1, or stride 2 and a 3x3 kernel; got stride {stride} and "
+            f"kernel {kernel.shape}."
+        )
+    pad = ((size - 1) // 2, (size - 1) // 2)
+    conv = _conv2d_cpu if jax.default_backend() == "cpu" else _conv2d
+    return conv(x, kernel, stride, pad)
 
 
-def _conv2d(x, kernel, stride):
-    pad = (kernel.shape[0] - 1) // 2
+def _conv2d(x, kernel, stride, pad):
+    """With `pad` = (before, after) on both spatial axes."""
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=DIMENSIONS
+        x, kernel, (stride, stride), (pad, pad), dimension_numbers=DIMENSIONS
     )
 
 
-def _input_gradient(dy: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int):
-    """dL/dx of `_conv2d` from dL/dy, as an ordinary convolution."""
+def _input_gradient(dy: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int, pad):
+    """dL/dx of `_conv2d` from dL/dy, as an ordinary convolution. `size`: height and width of x."""
     if stride == 1:
-        return _conv2d(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1)
+        opposite = tuple(kernel.shape[0] - 1 - p for p in pad)
+        return _conv2d_cpu(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, opposite)
     # Stride 2, 3x3: an even row of x meets only the middle tap, an odd row the two outer ones. So
     # each of the four parities of x is a 2x2 convolution of dy; all four run as one and are then
     # interleaved.
@@ -58,33 +69,44 @@ def _input_gradient(dy: jax.Array, kernel: jax.Array, size: tuple[int, int], str
     ]
     batch, height, width, _ = dy.shape
     c_in = kernel.shape[2]
-    dx = lax.conv_general_dilated(
-        dy,
-        jnp.concatenate(parities, axis=3),
-        (1, 1),
-        ((0, 1), (0, 1)),
-        dimension_numbers=DIMENSIONS,
-    ).reshape(batch, height, width, 2, 2, c_in)
-    dx = dx.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, c_in)
-    return dx[:, : size[0], : size[1]]
+    dx = _conv2d_cpu(dy, jnp.concatenate(parities, axis=3), 1, (0, 1))
+    dx = dx.reshape(batch, height, width, 2, 2, c_in).transpose(0, 1, 3, 2, 4, 5)
+    return dx.reshape(batch, 2 * height, 2 * width, c_in)[:, : size[0], : size[1]]
 
 
-_conv2d_cpu = jax.custom_vjp(_conv2d, nondiff_argnums=(2,))
+def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, pad):
+    """dL/dkernel of `_conv2d` from dL/dy: a matrix product for each of the `size`^2 taps."""
+
+    def windows(array, before, after, shape, step):
+        """The part of `array` that each tap meets, tap by tap, `shape` = height and width."""
+        spatial = (before, after)
+        padded = jnp.pad(array, ((0, 0), spatial, spatial, (0, 0)))
+        rows, columns = (step * (n - 1) + 1 for n in shape)
+        for i in range(size):
+            for j in range(size):
+                yield padded[:, i : i + rows : step, j : j + columns : step]
+
+    if stride == 1 and dy.shape[-1] < x.shape[-1]:  # shift whichever is smaller
+        before, after = (size - 1 - p for p in pad)
+        parts = windows(dy, before, after, x.shape[1:3], 1)
+        taps = [(x, part) for part in parts][::-1]
+    else:
+        taps = [(part, dy) for part in windows(x, *pad, dy.shape[1:3], stride)]
+    taps = [jnp.einsum("bhwi,bhwo->io", *pair) for pair in taps]
+    return jnp.stack(taps).reshape(size, size, x.shape[-1], dy.shape[-1])
 
 
-def _cpu_forward(x, kernel, stride):
-    if stride not in (1, 2) or (stride == 2 and kernel.shape[0] != 3):
-        raise ValueError(
-            f"A convolution has stride 1, or stride 2 and a 3x3 kernel; got stride {stride} and "
-            f"kernel {kernel.shape}."
-        )
-    return _conv2d(x, kernel, stride), (x, kernel)
+_conv2d_cpu = jax.custom_vjp(_conv2d, nondiff_argnums=(2, 3))
 
 
-def _cpu_backward(stride, saved, dy):
+def _cpu_forward(x, kernel, stride, pad):
+    return _conv2d(x, kernel, stride, pad), (x, kernel)
+
+
+def _cpu_backward(stride, pad, saved, dy):
     x, kernel = saved
-    _, kernel_pullback = jax.vjp(lambda kernel: _conv2d(x, kernel, stride), kernel)
-    return _input_gradient(dy, kernel, x.shape[1:3], stride), kernel_pullback(dy)[0]
+    dx = _input_gradient(dy, kernel, x.shape[1:3], stride, pad)
+    return dx, _kernel_gradient(x, dy, kernel.shape[0], stride, pad)
 
 
 _conv2d_cpu.defvjp(_cpu_forward, _cpu_backward)

@@ -96,9 +96,8 @@ class MDEQ(nn.Module):
         if plain_layers is None:
             z, solution = self.solve(f, weights, x, start, step_budget=step_budget, stats=stats)
         else:
-            z, solution = start, None
-            for _ in range(plain_layers):
-                z = f(weights, z, x)
+            solution = None
+            z, _ = lax.scan(lambda z, _: (f(weights, z, x), None), start, length=plain_layers)
         return MDEQOutput(
             logits=self.read_out(z, train=train),
             z_star=z,

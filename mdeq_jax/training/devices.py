@@ -22,7 +22,9 @@ def pmap(step: Callable, *, static_argnums=(), donate_argnums=()) -> Callable:
 def replicate(tree):
     """A copy for each local device, along a new leading axis."""
     count = jax.local_device_count()
-    return jax.pmap(lambda x: x)(
+    # With the axis of the steps, or the first step's placement would differ from the later ones'
+    # and it would be compiled twice.
+    return pmap(lambda x: x)(
         jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), jax.device_get(tree))
     )
 

@@ -171,6 +171,8 @@ def _train(
             plain = step <= config.train.pretrain_steps
             replicated, report = train_step(replicated, batch, plain)
             reports.append(report)
+            # At most one step ahead of the devices, so that the bar and an interrupt are timely.
+            jax.block_until_ready(reports[-2:][0])
             bar.update()
             last = step == num_steps
             if step % config.log.every_steps == 0:

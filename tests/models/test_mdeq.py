@@ -1,0 +1,197 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.test_util import check_grads
+
+from mdeq_jax.models import CellInput, apply_cell, build_model
+from mdeq_jax.solvers import Status
+
+
+def build(config, batch=2):
+    model = build_model(config)
+    images = jax.random.normal(jax.random.key(1), (batch, *config.data.image_size, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    return model, calm(variables), images
+
+
+def calm(variables):
+    """Smaller scales and random biases in the cell's norms.
+
+    A freshly initialised cell has a spectral radius of about 2, and no equilibrium that a solver
+    finds; this one's is about 0.6.
+    """
+    flat = flatten_dict(variables)
+    for n, (path, value) in enumerate(sorted(flat.items())):
+        if path[1] == "cell" and path[-1] == "scale":
+            flat[path] = 0.6 * value
+        elif path[1] == "cell" and path[-1] == "bias":
+            flat[path] = jax.random.normal(jax.random.key(n), value.shape, value.dtype)
+    return unflatten_dict(flat)
+
+
+def to_float64(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float64), tree)
+
+
+def test_forward(small_config):
+    model, variables, images = build(small_config)
+    out = jax.jit(model.apply)(variables, images)
+    assert out.logits.shape == (2, 10) and out.logits.dtype == jnp.float32
+    assert [z.shape for z in out.z_star] == [(2, 8, 8, 8), (2, 4, 4, 8)]
+    assert out.solution.rel_trace.shape == (18, 2)
+    assert (out.solution.rel_residual < 0.01).all()
+
+
+def test_segmenter(small_config):
+    small_config.model.name = "mdeq_segmenter"
+    small_config.model.downsample_times = 2
+    small_config.model.num_classes = 5
+    small_config.data.image_size = (16, 24)
+    model, variables, images = build(small_config)
+    out = jax.jit(model.apply)(variables, images)
+    assert out.logits.shape == (2, 4, 6, 5)
+
+
+def test_one_resolution_is_its_blocks_alone(small_config):
+    for field in ("channels", "num_blocks", "big_kernels", "head_channels"):
+        small_config.model[field] = small_config.model[field][:1]
+    model, variables, images = build(small_config)
+    assert set(variables["params"]["cell"]) == {"branch0_block0"}
+    assert jax.jit(model.apply)(variables, images).logits.shape == (2, 10)
+
+
+def test_big_kernels(small_config):
+    small_config.model.big_kernels = (1, 2)
+    _, variables, _ = build(small_config)
+    cell = variables["params"]["cell"]
+    sizes = [cell[f"branch{i}_block0"][f"conv{n}"]["v"].shape[0] for i in (0, 1) for n in (1, 2)]
+    assert sizes == [5, 3, 5, 5]
+
+
+def test_samples_do_not_influence_each_other(small_config, x64):
+    model, variables, images = build(small_config)
+    variables, images = to_float64((variables, images))
+    apply = jax.jit(model.apply)
+    together = apply(variables, images).logits
+    for i in range(2):
+        alone = apply(variables, jnp.stack([images[i]] * 2)).logits[0]
+        np.testing.assert_allclose(together[i], alone, rtol=1e-9)
+
+
+def test_plain_layers_are_applications_of_the_cell(small_config):
+    model, variables, images = build(small_config)
+    out = jax.jit(partial(model.apply, plain_layers=3))(variables, images)
+    assert out.solution is None
+    injection = model.apply(variables, images, method="inject")
+    weights = model.apply(variables, method="cell_weights")
+    z = model.zero_state(injection)
+    for _ in range(3):
+        z = apply_cell(model.cell.spec, weights, z, CellInput(injection))
+    for ours, expected in zip(out.z_star, z):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_step_budget_and_start(small_config):
+    model, variables, images = build(small_config)
+    apply = jax.jit(lambda n, z0: model.apply(variables, images, step_budget=n, z0=z0))
+    zero = model.zero_state(model.apply(variables, images, method="inject"))
+    few = apply(3, zero)
+    assert few.solution.nfe == 4
+    again = apply(3, few.z_star)
+    assert (again.solution.rel_residual < few.solution.rel_residual).all()
+
+
+def test_dropout_is_one_mask_a_pass(small_config):
+    small_config.model.dropout = 0.4
+    model, variables, images = build(small_config)
+
+    @jax.jit
+    def train(key, layers_of_key):
+        return model.apply(
+            variables,
+            images,
+            train=True,
+            rngs={"dropout": key, "jacobian": key},
+            mutable=["batch_stats"],
+        )[0]
+
+    first, same = train(jax.random.key(0), 0), train(jax.random.key(0), 0)
+    other = train(jax.random.key(1), 0)
+    np.testing.assert_array_equal(first.logits, same.logits)
+    assert jnp.abs(first.logits - other.logits).max() > 0
+    # Only with the mask held fixed is there an equilibrium to come near to.
+    assert (first.solution.rel_residual < 0.01).all()
+
+
+def test_bfloat16_computes_in_bfloat16_and_solves_in_float32(small_config):
+    model, variables, images = build(small_config)
+    expected = jax.jit(model.apply)(variables, images)
+    small_config.precision = "bfloat16"
+    half = build_model(small_config)
+    out = jax.jit(half.apply)(variables, images)
+    assert out.logits.dtype == out.solution.z.dtype == jnp.float32
+    assert all(z.dtype == jnp.float32 for z in out.z_star)
+    assert half.apply(variables, images, method="inject").dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    assert 0 < jnp.abs(out.logits - expected.logits).max() < 0.2
+
+
+@pytest.fixture
+def exact(small_config, x64):
+    """A small MDEQ in float64 solved to rounding: model, variables, images, loss of variables."""
+    for solver in (small_config.solver.forward, small_config.solver.backward):
+        solver.max_steps, solver.tol = 120, 1e-13
+    model, variables, images = build(small_config)
+    variables, images = to_float64((variables, images))
+    direction = jax.random.normal(jax.random.key(2), (2, 10))
+
+    def loss(params, images):
+        out = model.apply({**variables, "params": params}, images)
+        return jnp.sum(out.logits * direction)
+
+    return model, variables, images, direction, loss
+
+
+def test_whole_model_against_unrolled_autodiff(exact):
+    model, variables, images, direction, loss = exact
+    out = jax.jit(model.apply)(variables, images)
+    assert (out.solution.status == Status.CONVERGED).all()
+
+    def unrolled(params, images):
+        bound = {**variables, "params": params}
+        injection = model.apply(bound, images, method="inject")
+        weights = model.apply(bound, method="cell_weights")
+
+        def layer(z, _):
+            return apply_cell(model.cell.spec, weights, z, CellInput(injection)), None
+
+        z, _ = jax.lax.scan(layer, model.zero_state(injection), length=100)
+        return jnp.sum(model.apply(bound, z, method="read_out") * direction)
+
+    implicit = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], images)
+    expected = jax.jit(jax.grad(unrolled, argnums=(0, 1)))(variables["params"], images)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for ours, theirs in zip(jax.tree.leaves(implicit), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * scale)
+
+
+def test_whole_model_check_grads(exact):
+    _, variables, images, _, loss = exact
+    check_grads(jax.jit(loss), (variables["params"], images), 1, modes=["rev"], eps=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 9, 8, 3), r"multiples of 2 .*; got 9x8"),
+        ((2, 8, 8, 1), r"shape \[batch, height, width, 3\]; got \(2, 8, 8, 1\)"),
+    ],
+)
+def test_bad_images(small_config, shape, message):
+    model, variables, _ = build(small_config)
+    with pytest.raises(ValueError, match=message):
+        model.apply(variables, jnp.zeros(shape))
