@@ -1,0 +1,191 @@
+"""What the original computes, through the converter: float64 to 1e-6, float32 to 1e-4."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import SMALL_MODELS, small_config
+
+from mdeq_jax.convert import convert_state_dict, export_state_dict, load_torch_file
+from mdeq_jax.implicit import jacobian_loss
+from mdeq_jax.models import CellInput, apply_cell, build_model
+from mdeq_jax.solvers import anderson, broyden
+from mdeq_jax.tree import ravel_batch
+
+
+class Network(NamedTuple):
+    """A converted model, and what the original computed with it."""
+
+    config: object
+    model: object
+    variables: dict
+    reference: object
+    dtype: type
+    tol: float
+
+    def array(self, name):
+        """A reference array in our layout."""
+        value = self.reference[name]
+        value = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+        return jnp.asarray(value, self.dtype)
+
+    def scales(self, name):
+        return tuple(self.array(f"{name}{i}") for i in range(len(self.config.model.channels)))
+
+    def assert_close(self, actual, name, tol=None):
+        """In the Euclidean norm: a single entry of a float32 result may well be off by more."""
+        assert_close(actual, self.array(name), tol or self.tol, name)
+
+    def assert_gradients_close(self, gradients, prefix):
+        """Gradients of the parameters against the arrays "PREFIX/KEY"."""
+        statistics = jax.tree.map(np.zeros_like, self.variables["batch_stats"])
+        exported = export_state_dict({"params": gradients, "batch_stats": statistics}, self.config)
+        keys = [k.removeprefix(prefix) for k in self.reference if k.startswith(prefix)]
+        assert len(keys) > 50
+        for key in keys:
+            assert_close(exported[key], self.reference[prefix + key], self.tol, key)
+
+
+def assert_close(actual, expected, tol, name):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+    assert error < tol, f"{name}: relative error {error:.1e}"
+
+
+# Type, tolerance of the comparison, and of the solvers.
+PRECISIONS = {"float64": (np.float64, 1e-6, 1e-13), "float32": (np.float32, 1e-4, 3e-7)}
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def precision(request):
+    jax.config.update("jax_enable_x64", request.param == "float64")
+    yield PRECISIONS[request.param]
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="module", params=SMALL_MODELS)
+def network(request, precision, reference_dir):
+    dtype, tol, solver_tol = precision
+    config = small_config(reference_dir, request.param)
+    for solver in (config.solver.forward, config.solver.backward):
+        solver.tol = solver_tol
+        solver.max_steps = 400  # one sample of the four-scale classifier takes over 200
+    state_dict = load_torch_file(reference_dir / f"{request.param}.pkl")
+    variables = convert_state_dict(state_dict, config)
+    variables = jax.tree.map(lambda w: jnp.asarray(w, dtype), variables)
+    reference = np.load(reference_dir / f"{request.param}.npz")
+    return Network(config, build_model(config), variables, reference, dtype, tol)
+
+
+@pytest.fixture(scope="module")
+def pieces(network):
+    """Injection, one application of the cell and the Jacobian figure, in one compilation."""
+    f = partial(apply_cell, network.model.cell.spec)
+
+    @jax.jit
+    def run(variables, images, z, z_star, probe):
+        x = CellInput(network.model.apply(variables, images, method="inject"))
+        weights = network.model.apply(variables, method="cell_weights")
+        figure = jacobian_loss(f, weights, x, z_star, probe=probe)
+        return x.injection, f(weights, z, x), figure
+
+    states = (network.scales(name) for name in ("z", "z_star", "jac_v"))
+    return run(network.variables, network.array("x"), *states)
+
+
+@pytest.fixture(scope="module")
+def solved(network):
+    """Output and gradients of the reference's loss at the equilibrium, solved from zero."""
+    x, loss_weights = network.array("x"), network.array("loss_weights")
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            out = network.model.apply({**network.variables, "params": params}, x)
+            return jnp.mean(out.logits * loss_weights), out
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    return run(network.variables["params"])
+
+
+@pytest.fixture(scope="module")
+def unrolled(network):
+    """Logits and gradients of three plain applications of the cell."""
+    x, loss_weights = network.array("x"), network.array("loss_weights")
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            variables = {**network.variables, "params": params}
+            logits = network.model.apply(variables, x, plain_layers=3).logits
+            return jnp.mean(logits * loss_weights), logits
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    return run(network.variables["params"])
+
+
+def test_stem_and_injection(network, pieces):
+    network.assert_close(pieces[0], "injection")
+
+
+def test_one_application_of_the_cell(network, pieces):
+    for i, z in enumerate(pieces[1]):
+        network.assert_close(z, f"f_z{i}")
+
+
+def test_jacobian_figure(network, pieces):
+    network.assert_close(pieces[2], "jac_loss_for_v")
+
+
+def test_logits_at_equilibrium(network, solved):
+    (loss, out), _ = solved
+    network.assert_close(out.logits, "logits")
+    for i, z in enumerate(out.z_star):
+        network.assert_close(z, f"z_star{i}")
+    assert_close(loss, network.reference["loss"], network.tol, "loss")
+    assert out.solution.rel_residual.max() < 1e-12 if network.dtype == np.float64 else 1e-6
+
+
+def test_implicit_gradients(network, solved):
+    network.assert_gradients_close(solved[1], "grad/")
+
+
+def test_unrolled_logits_and_gradients(network, request):
+    if network.dtype != np.float64 and len(network.config.model.channels) > 2:
+        pytest.skip("half a minute to compile, and nothing that the other tests do not show")
+    gradients, logits = request.getfixturevalue("unrolled")
+    network.assert_close(logits, "unrolled3_logits")
+    network.assert_gradients_close(gradients, "unrolled3_grad/")
+
+
+@pytest.mark.parametrize("name", ["broyden", "anderson"])
+def test_solver_traces(network, name):
+    """Step by step on the first sample alone; the original's Anderson trace starts a step later."""
+    if network.dtype != np.float64:
+        pytest.skip("the traces are compared in float64")
+    injection = network.array("injection")[:1]
+    weights = network.model.apply(network.variables, method="cell_weights")
+    z0, unravel = ravel_batch(network.model.zero_state(injection))
+    solver, skipped = partial(broyden, max_steps=16), 0
+    if name == "anderson":
+        solver, skipped = partial(anderson, max_steps=15, scale_lam=False), 1
+
+    @jax.jit
+    def solve(weights, z0):
+        def f(z):
+            z = apply_cell(network.model.cell.spec, weights, unravel(z), CellInput(injection))
+            return ravel_batch(z)[0]
+
+        return solver(f, z0, tol=0.0)
+
+    solution = solve(weights, z0)
+    for kind, trace in (("rel", solution.rel_trace), ("abs", solution.abs_trace)):
+        expected = network.reference[f"{name}_{kind}_trace"]
+        np.testing.assert_allclose(trace[skipped:, 0], expected, rtol=1e-5)
+    for i, z in enumerate(unravel(solution.z)):
+        network.assert_close(z, f"{name}_result_z{i}", tol=1e-5)
