@@ -9,6 +9,7 @@ import numpy as np
 from mdeq_jax.convert.names import CELL, Misfit, find_misfit, name_table
 
 Shapes = Mapping[str, tuple[int, ...]]
+_MAX_SCALES = 16  # more than any image can be halved; the table grows with their square
 
 
 class Architecture(NamedTuple):
@@ -72,9 +73,9 @@ def infer_architecture(shapes: Shapes) -> Architecture | None:
         None where they are not an MDEQ's; otherwise one whose `name_table` the file fits, unless
         it is incomplete.
     """
-    branches = list(takewhile(bool, (_branch(shapes, i) for i in count())))
+    branches = list(takewhile(bool, (_branch(shapes, i) for i in range(_MAX_SCALES + 1))))
     head = _head(shapes)
-    if not branches or head is None:
+    if not 1 <= len(branches) <= _MAX_SCALES or head is None:
         return None
     channels, num_blocks, big_kernels, expansions = zip(*branches)
     stages = 2

@@ -87,8 +87,9 @@ def export_state_dict(variables: Mapping, config) -> dict[str, np.ndarray]:
         config: as there; with `model.fuse_weight_norm` the names are TorchDEQ's.
 
     Returns:
-        Names to float32 arrays, in PyTorch's order and layout, without a prefix; the counters
-        `num_batches_tracked`, int64, are 0.
+        Names to float32 arrays, in PyTorch's order and layout; the counters `num_batches_tracked`,
+        int64, are 0. The names are the network's own: the prefix `model.`, which released
+        segmentation files have, comes from the module that the original wraps it in.
 
     Raises:
         WeightsFileError: variables of another network; lists what differs.

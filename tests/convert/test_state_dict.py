@@ -296,3 +296,36 @@ def test_inferred_from_every_kind_of_network():
         model = load_config("cifar10_tiny", **fields).model
         shapes = {entry.torch_name: entry.shape for entry in name_table(model)}
         assert infer_architecture(shapes) == architecture_of(model)
+
+
+def test_mutated_state_dicts_convert_or_are_refused(tiny):
+    """Whatever is dropped, renamed or reshaped: the converter's own error, or the same network."""
+    state_dict, config = tiny
+    rng = np.random.default_rng(0)
+    names = list(state_dict)
+    refused = 0
+    for _ in range(300):
+        mutated = dict(state_dict)
+        for name in rng.choice(names, rng.integers(1, 4), replace=False):
+            tensor = mutated.pop(name)
+            shape = tuple(rng.integers(0, 4, rng.integers(0, 5)))
+            match rng.integers(4):
+                case 1:
+                    mutated[name.replace("0", "1")] = tensor
+                case 2:
+                    mutated[name] = np.zeros(shape, np.float32)
+                case 3:
+                    mutated[name] = tensor.astype(rng.choice(["int32", "bool", "complex64"]))
+        try:
+            convert_state_dict(mutated, config)
+        except WeightsFileError:
+            refused += 1
+    assert 200 < refused < 300
+
+
+def test_more_scales_than_an_image_has_are_not_tried():
+    kernel = np.zeros((2, 2, 3, 3), np.float32)
+    many = {f"fullstage.branches.{i}.blocks.0.conv1.weight": kernel for i in range(5000)}
+    many["classifier.weight"] = np.zeros((2, 2), np.float32)
+    many["incre_modules.0.0.conv1.weight"] = kernel
+    assert recognise(many).architecture is None
