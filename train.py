@@ -5,7 +5,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mdeq_jax.training import train_and_evaluate
+from mdeq_jax.training import Interrupted, train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
@@ -20,6 +20,9 @@ def main(_):
     config = _CONFIG.value
     try:
         train_and_evaluate(config, _WORKDIR.value or f"runs/{config.name}")
+    except Interrupted as stop:
+        print(stop.args[0], file=sys.stderr)
+        sys.exit(128 + stop.signal)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

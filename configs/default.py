@@ -76,7 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.train = ml_collections.ConfigDict(
         dict(
-            epochs=50,
+            epochs=50.0,
             batch_size=128,  # over all devices of all hosts
             optimizer="adam",  # or "sgd"
             learning_rate=1e-3,

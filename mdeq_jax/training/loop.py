@@ -1,6 +1,8 @@
 """The training run: `train_and_evaluate(config, workdir)`."""
 
+import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -24,8 +26,16 @@ from mdeq_jax.training.transfer import start_from_checkpoint
 from mdeq_jax.viz.convergence import plot_convergence
 
 
-class Interrupted(SystemExit):
-    """The run was asked to stop, and did so with a checkpoint written."""
+class Interrupted(Exception):
+    """The run was asked to stop, and did so with a checkpoint written.
+
+    Attributes:
+        signal: the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: signal.Signals):
+        super().__init__(message)
+        self.signal = signal
 
 
 def check_config(config, dataset) -> None:
@@ -165,7 +175,7 @@ def _train(
     metrics_file = MetricsFile(workdir / "metrics.jsonl", after_step=start)
     bar = tqdm(total=num_steps, initial=start, unit="step", dynamic_ncols=True)
     clock, waited = time.perf_counter(), 0.0
-    with bar, Prefetcher(loader, devices.place) as batches:
+    with bar, closing(loader), Prefetcher(loader, devices.place) as batches:
         for step in range(start + 1, num_steps + 1):
             batch, data_state = next(batches)
             plain = step <= config.train.pretrain_steps
@@ -199,7 +209,8 @@ def _train(
                 checkpoints.wait()
                 raise Interrupted(
                     f"Stopped by {flag.received.name} at step {step}; a checkpoint is in "
-                    f"{checkpoints.path}. The same command goes on from there."
+                    f"{checkpoints.path}. The same command goes on from there.",
+                    flag.received,
                 )
     return devices.unreplicate(replicated), metrics
 

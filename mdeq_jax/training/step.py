@@ -95,7 +95,7 @@ def make_train_step(model, optimizer, task: Task, config, steps_per_epoch: int) 
         report = {
             **{name: value / ones.size for name, value in figures.items()},
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "jacobian_loss": out.jacobian_loss,
         }
         if not plain:

@@ -18,10 +18,10 @@ def x(x64):
 @pytest.mark.parametrize("num_groups", [1, 2, 8])
 def test_group_norm_is_pytorchs(x, num_groups):
     torch = pytest.importorskip("torch")
-    scale, bias = jnp.arange(1.0, 9.0), jnp.arange(8.0)
-    ours = group_norm(x, num_groups, {"scale": scale, "bias": bias})
+    scale, bias = np.arange(1.0, 9.0), np.arange(8.0)
+    ours = group_norm(x, num_groups, {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)})
     theirs = torch.nn.functional.group_norm(
-        torch.tensor(nchw(x)), num_groups, torch.tensor(np.array(scale)), torch.tensor(np.array(bias))
+        torch.tensor(nchw(x)), num_groups, torch.tensor(scale), torch.tensor(bias)
     )
     np.testing.assert_allclose(nchw(ours), theirs.numpy(), atol=1e-12)
 

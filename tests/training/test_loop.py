@@ -1,0 +1,185 @@
+"""The whole run, in this process."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdeq_jax.data import Prefetcher
+from mdeq_jax.models import build_model
+from mdeq_jax.training import Interrupted, evaluate, loop, train_and_evaluate
+from mdeq_jax.training.checkpoint import Checkpoints
+
+EXPECTED = {
+    "step",
+    "epoch",
+    "phase",
+    "eval/accuracy",
+    "eval/loss",
+    "eval/nfe",
+    "eval/rel_residual",
+    "eval/rel_residual_p90",
+    "eval/unconverged",
+    "train/loss",
+    "train/accuracy",
+    "train/grad_norm",
+    "train/forward_nfe",
+    "train/forward_rel_residual",
+    "train/backward_nfe",
+    "train/backward_rel_residual",
+    "train/backward_unconverged",
+    "images_per_second",
+    "learning_rate",
+    "data_wait_share",
+}
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tiny_config, tmp_path_factory):
+    """A run of two epochs without a stop: config, work directory, what it returned."""
+    config = tiny_config({"train.epochs": 2.0})
+    workdir = tmp_path_factory.mktemp("two_epochs")
+    return config, workdir, train_and_evaluate(config, workdir)
+
+
+def test_leaves_what_it_promises(two_epochs):
+    _, workdir, metrics = two_epochs
+    lines = metrics_of(workdir)
+    assert [line["step"] for line in lines] == [11, 22]
+    assert EXPECTED <= set(lines[-1])
+    assert metrics == lines[-1]
+    assert metrics["eval/examples"] == 360
+    assert metrics["eval/nfe"] == 6 and 1 <= metrics["train/backward_nfe"] <= 6
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    assert (workdir / "convergence.png").stat().st_size > 10_000
+    assert json.loads((workdir / "config.json").read_text())["model"]["channels"] == [8, 8]
+
+
+def test_the_same_call_after_the_end_evaluates(two_epochs, capsys):
+    config, workdir, metrics = two_epochs
+    again = train_and_evaluate(config, workdir)
+    assert again["eval/accuracy"] == metrics["eval/accuracy"]
+    assert "Going on from step 22 of 22" in capsys.readouterr().out
+    assert len(metrics_of(workdir)) == 2
+
+
+def test_evaluate_honours_solver_settings(two_epochs, tiny_config):
+    _, workdir, metrics = two_epochs
+    same = evaluate(tiny_config(), workdir)
+    np.testing.assert_allclose(same["eval/loss"], metrics["eval/loss"], rtol=1e-6)
+    assert same["step"] == 22
+    fewer = evaluate(tiny_config({"solver.forward.max_steps": 2}), workdir)
+    assert fewer["eval/nfe"] == 3
+    assert fewer["eval/rel_residual"] > same["eval/rel_residual"]
+
+
+def test_padding_does_not_count(two_epochs, tiny_config):
+    _, workdir, metrics = two_epochs
+    padded = evaluate(tiny_config({"eval.batch_size": 250}), workdir)
+    assert padded["eval/examples"] == 360
+    np.testing.assert_allclose(padded["eval/loss"], metrics["eval/loss"], rtol=1e-5)
+
+
+def final_variables(config, workdir):
+    model = build_model(config)
+    images = jnp.zeros((1, *config.data.image_size, 3))
+    like = jax.eval_shape(model.init, jax.random.key(0), images)
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_variables(like)[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_going_on_is_as_if_it_had_not_stopped(two_epochs, tmp_path, monkeypatch, number):
+    """A signal in the second epoch, then the same call again: the same weights to the bit."""
+    config, workdir, metrics = two_epochs
+
+    class Interrupting(Prefetcher):
+        batches = 0
+
+        def __next__(self):
+            self.batches += 1
+            if self.batches == 14:
+                signal.raise_signal(number)
+            return super().__next__()
+
+    monkeypatch.setattr(loop, "Prefetcher", Interrupting)
+    with pytest.raises(Interrupted, match=rf"{number.name} at step 14.*goes on from there"):
+        train_and_evaluate(config, tmp_path)
+    monkeypatch.undo()
+    assert [line["step"] for line in metrics_of(tmp_path)] == [11]
+    resumed = train_and_evaluate(config, tmp_path)
+    assert resumed["eval/loss"] == metrics["eval/loss"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_variables(config, tmp_path),
+        final_variables(config, workdir),
+    )
+
+
+BAD = [
+    ("train.batch_size", 0, "train.batch_size=0 must be a multiple of the 1 devices"),
+    ("train.batch_size", 2000, "only 1437 training examples"),
+    ("model.num_classes", 9, "model.num_classes=9, but digits has 10 classes"),
+    ("train.pretrain_layers", 0, "train.pretrain_layers of at least 1"),
+    ("train.optimizer", "adamw", r"train.optimizer must be one of .*; got 'adamw'"),
+    ("train.schedule", "step", r"train.schedule must be one of .*; got 'step'"),
+    ("train.warmup_steps", 99, "train.warmup_steps must be at least 0 and below the 11 steps"),
+    ("data.name", "mnist", "config.data.name is 'mnist', but must be one of"),
+    ("data.image_size", (16, 16), r"image_size is \(16, 16\)"),
+    ("solver.forward.name", "newton", "solver.forward.name must be one of"),
+    ("model.channels", (8, 10), "multiple of model.num_groups"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD, ids=[f"{b[0]}={b[1]}" for b in BAD])
+def test_bad_settings_before_anything_is_compiled(tiny_config, tmp_path, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        train_and_evaluate(tiny_config({field: value}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_of_another_architecture(two_epochs, tiny_config):
+    _, workdir, _ = two_epochs
+    other = tiny_config({"model.channels": (8, 16), "model.expansion": 3})
+    for run in (train_and_evaluate, evaluate):
+        with pytest.raises(ValueError, match=r"another architecture") as error:
+            run(other, workdir)
+        assert "model.channels: [8, 8] there, [8, 16] in this config" in str(error.value)
+        assert "model.expansion: 2 there, 3 in this config" in str(error.value)
+
+
+def test_evaluating_an_empty_workdir(tiny_config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoints"):
+        evaluate(tiny_config(), tmp_path)
+
+
+def test_other_gradients_train_too(tiny_config, tmp_path):
+    """A truncated gradient, the Jacobian loss with its random limits, dropout and SGD."""
+    config = tiny_config(
+        {
+            "gradient.name": "neumann",
+            "gradient.steps": 2,
+            "model.dropout": 0.1,
+            "jacobian.weight": 0.5,
+            "jacobian.frequency": 0.5,
+            "train.random_forward_delta": 2,
+            "train.optimizer": "sgd",
+            "train.nesterov": True,
+            "train.weight_decay": 1e-4,
+            "train.grad_clip": 1.0,
+            "train.warmup_steps": 2,
+            "train.label_smoothing": 0.1,
+        }
+    )
+    metrics = train_and_evaluate(config, tmp_path)
+    assert metrics["train/jacobian_loss"] > 0
+    assert np.isfinite(metrics["train/loss"])
+    assert metrics["train/backward_nfe"] == 1
+    assert metrics["eval/nfe"] == 6  # the random limit is of training alone
