@@ -55,7 +55,7 @@ def test_full_size_there_and_back(experiment, shapes):
 
 
 XL_SCRIPT = """
-import json, pathlib, resource, sys, time
+import json, pathlib, sys, time
 sys.path.insert(0, "tests/convert")
 import networks, torch_files
 from mdeq_jax.convert import convert_state_dict, export_state_dict, load_torch_file
@@ -74,11 +74,14 @@ start = time.perf_counter()
 exported = export_state_dict(convert_state_dict(load_torch_file(path), config), config)
 seconds = time.perf_counter() - start
 networks.assert_same(exported, state_dict)
-kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# Not getrusage: its peak is that of the process that started this one, if that was larger.
+status = pathlib.Path("/proc/self/status").read_text()
+kilobytes = int(status.split("VmHWM:")[1].split()[0])
 print(json.dumps({"seconds": seconds, "gigabytes": kilobytes / 1e6}))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_xl_from_its_file_in_time_and_memory(shapes, tmp_path):
     path = tmp_path / "shapes.json"
     path.write_text(json.dumps(shapes["imagenet/cls_mdeq_XL"]))
@@ -88,6 +91,7 @@ def test_xl_from_its_file_in_time_and_memory(shapes, tmp_path):
     weights.unlink(missing_ok=True)
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
+    print(figures)
     assert figures["seconds"] < 30 and figures["gigabytes"] < 3, figures
 
 
