@@ -1,6 +1,7 @@
 """Stopping a run politely: SIGINT and SIGTERM become a flag that the loop looks at."""
 
 import signal
+import sys
 
 
 class InterruptFlag:
@@ -20,6 +21,10 @@ class InterruptFlag:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        print(
+            f"\n{self.received.name}: stopping after this step, with a checkpoint.",
+            file=sys.stderr,
+        )
 
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
