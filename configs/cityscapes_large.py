@@ -4,6 +4,8 @@ Paper: Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, 2020 (2006.08656
 Published: 77.8 mIoU on the validation set, from the ImageNet weights of the same size.
 Cost: 55,955,859 parameters; 123,500 steps of 12 images (4 GPUs in the original).
 
+Converting weights works today; training and evaluation of segmentation are not there yet:
+
     python train.py --config=configs/cityscapes_large.py --config.data.data_dir=DIR \\
         --config.init.from_checkpoint=WORKDIR_OF_IMAGENET_LARGE
 """

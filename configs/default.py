@@ -91,7 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
             sync_batch_norm=False,  # statistics over all devices instead of each its own
             pretrain_steps=0,  # steps that train `pretrain_layers` plain layers first
             pretrain_layers=0,
-            random_forward_delta=0,  # on a Jacobian step the limit varies by U{-delta..1}
+            random_forward_delta=0,  # steps with the Jacobian loss vary their limit: U{-delta..1}
         )
     )
     config.data = ml_collections.ConfigDict(

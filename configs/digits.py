@@ -27,11 +27,9 @@ def get_config():
     config.jacobian.weight = 2.0
     config.jacobian.frequency = 0.25
 
-    config.train.epochs = 16
+    config.train.epochs = 14
     config.train.batch_size = 64
     config.train.learning_rate = 4e-3
-    config.train.pretrain_steps = 100
-    config.train.pretrain_layers = 5
     config.train.sync_batch_norm = True
 
     config.data.name = "digits"

@@ -1,5 +1,6 @@
 """Runs a function of the step number in worker processes, in order, by Grain."""
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ def _init_worker(index: int, count: int) -> None:
     del index, count
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which ends the workers
     cv2.setNumThreads(0)  # there are as many workers as there are cores to use
 
 

@@ -37,7 +37,8 @@ def jacobian_loss(
         params: parameters of the cell.
         x: input injection.
         z: state, leaves `[B, ...]`, usually the equilibrium.
-        key: random key of the probes; not needed if `probe` is given.
+        key: random key of the probes, or `[B]` of them, one a sample; not needed if `probe` is
+            given.
         probe: one probe v like `z`, in the place of random ones.
         num_probes: how many random probes are averaged.
 
@@ -54,7 +55,11 @@ def jacobian_loss(
     flat, product = _left_product(f, params, x, lax.stop_gradient(z))
     if probe is not None:
         return jnp.sum(jnp.square(product(ravel_batch(probe)[0]))) / flat.size
-    probes = jax.random.normal(key, (num_probes, *flat.shape), flat.dtype)
+    if key.ndim == 0:
+        probes = jax.random.normal(key, (num_probes, *flat.shape), flat.dtype)
+    else:
+        shape = (num_probes, flat.shape[1])
+        probes = jax.vmap(lambda key: jax.random.normal(key, shape, flat.dtype), out_axes=1)(key)
     norms = [jnp.sum(jnp.square(product(v))) for v in probes]
     return sum(norms) / (num_probes * flat.size)
 

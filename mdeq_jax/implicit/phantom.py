@@ -77,7 +77,7 @@ def _series(pullback, cotangent, *, steps: int, tau: float):
         rel_residual = sample_norm(image - u) / (sample_norm(image) + 1e-9)
         return (1 - tau) * u + tau * image, rel_residual
 
-    u, rel_residual = lax.fori_loop(1, steps, term, (tau * flat, jnp.ones(flat.shape[0])))
+    u, rel_residual = lax.fori_loop(1, steps, term, (tau * flat, jnp.ones_like(flat[:, 0])))
     per_sample = jnp.ones(flat.shape[0], jnp.float32)
     stats = BackwardStats(
         nfe=jnp.float32(steps - 1),

@@ -1,7 +1,7 @@
 """What the models share: convolutions, norms, dropout masks, resizing."""
 
 from mdeq_jax.layers.conv import Conv, ConvKernel, conv2d, torch_uniform, weight_norm
-from mdeq_jax.layers.dropout import dropout_mask
+from mdeq_jax.layers.dropout import dropout_mask, sample_keys
 from mdeq_jax.layers.norm import Affine, BatchNorm, group_norm
 from mdeq_jax.layers.resize import resize_bilinear, upsample_nearest
 
@@ -14,6 +14,7 @@ __all__ = [
     "dropout_mask",
     "group_norm",
     "resize_bilinear",
+    "sample_keys",
     "torch_uniform",
     "upsample_nearest",
     "weight_norm",

@@ -4,13 +4,30 @@ import jax
 import jax.numpy as jnp
 
 
-def dropout_mask(key: jax.Array, rate: float, shape: tuple[int, ...], dtype=jnp.float32):
+def sample_keys(key: jax.Array, first: int | jax.Array, count: int) -> jax.Array:
+    """One random key for each sample, from its place in the global batch.
+
+    What is drawn from them does not depend on how the batch is split over devices.
+
+    Args:
+        key: random key of the batch.
+        first: place of this device's first sample.
+        count: samples on this device.
+
+    Returns:
+        `[count]` keys.
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(count))
+
+
+def dropout_mask(keys: jax.Array, rate: float, shape: tuple[int, ...], dtype=jnp.float32):
     """A mask of 0 and 1 / (1 - rate) to multiply with (Gal, Ghahramani 2016).
 
     Args:
-        key: random key.
+        keys: `[B]` random keys, one a sample.
         rate: probability of a zero, in [0, 1).
-        shape: of the mask.
+        shape: of the mask, `[B, ...]`.
         dtype: of the mask.
     """
-    return jax.random.bernoulli(key, 1 - rate, shape).astype(dtype) / (1 - rate)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape[1:]))(keys)
+    return kept.astype(dtype) / (1 - rate)

@@ -3,6 +3,7 @@
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mdeq_jax.implicit import GRADIENTS
@@ -105,16 +106,16 @@ def build_solver(settings, where: str):
     """
     _choose(f"{where}.name", settings.name, SOLVERS)
     _choose(f"{where}.stop_mode", settings.stop_mode, ("rel", "abs"))
-    if settings.max_steps < 1:
-        raise ValueError(f"{where}.max_steps must be at least 1; got {settings.max_steps}.")
     options = _options(settings, where, _SOLVER_OPTIONS)
-    return partial(
+    solver = partial(
         SOLVERS[settings.name],
         max_steps=settings.max_steps,
         tol=settings.tol,
         stop_mode=settings.stop_mode,
         **options,
     )
+    _try(where, lambda z: solver(jnp.cos, z).z)
+    return solver
 
 
 def _build_gradient(settings, b_solver):
@@ -122,7 +123,17 @@ def _build_gradient(settings, b_solver):
     options = _options(settings, "gradient", _GRADIENT_OPTIONS)
     if settings.name == "ift":
         options["b_solver"] = b_solver
-    return partial(GRADIENTS[settings.name], **options)
+    gradient = partial(GRADIENTS[settings.name], **options)
+    _try("gradient", lambda z: gradient(lambda params, z, x: jnp.cos(z), (), (), z))
+    return gradient
+
+
+def _try(where: str, function) -> None:
+    """Traces `function` on a state of one number, so that bad values are refused here."""
+    try:
+        jax.eval_shape(function, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _options(settings, where: str, table: dict) -> dict:
@@ -168,6 +179,14 @@ def _check_model(model) -> None:
                 f"{model.num_groups}, the groups of its group norms; got {channels} in "
                 f"{tuple(model.channels)}."
             )
+    if min(model.num_blocks) < 1:
+        raise ValueError(
+            f"Each entry of model.num_blocks must be at least 1; got {tuple(model.num_blocks)}."
+        )
+    if model.final_conv_kernel not in (1, 3, 5):
+        raise ValueError(
+            f"model.final_conv_kernel must be 1, 3 or 5; got {model.final_conv_kernel}."
+        )
     if not 0 <= model.dropout < 1:
         raise ValueError(f"model.dropout must be in [0, 1); got {model.dropout}.")
     if model.num_classes < 1:

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.implicit import BackwardStats, equilibrium, jacobian_loss
+from mdeq_jax.layers import sample_keys
 from mdeq_jax.models.heads import Stem
 from mdeq_jax.models.mdeq_cell import CellInput, MDEQCell, Scales, apply_cell, make_masks
 from mdeq_jax.solvers import Solution
+from mdeq_jax.tree import ravel_batch
 
 
 class MDEQOutput(NamedTuple):
@@ -20,7 +22,8 @@ class MDEQOutput(NamedTuple):
 
     Attributes:
         logits: `[B, num_classes]`, or `[B, H_0, W_0, num_classes]` for segmentation.
-        z_star: state that the head read, one `[B, H_i, W_i, C_i]` a resolution.
+        z_star: state that the head read, one `[B, H_i, W_i, C_i]` a resolution: one evaluation of
+            the cell past the solver's `solution.z` (`phantom`: its last application).
         solution: report of the forward solver; None with `plain_layers`.
         jacobian_loss: scalar; zero unless asked for.
     """
@@ -42,6 +45,8 @@ class MDEQ(nn.Module):
         gradient: one of `mdeq_jax.implicit.GRADIENTS`, settings bound.
         dropout: rate of the variational dropout in the cell.
         downsample_times: how often the stem halves the image.
+
+    With `config.train.sync_batch_norm` training mode works only inside `pmap`, axis "batch".
     """
 
     stem: Stem
@@ -62,6 +67,7 @@ class MDEQ(nn.Module):
         step_budget: int | jax.Array | None = None,
         stats: BackwardStats | None = None,
         with_jacobian: bool | jax.Array = False,
+        first_sample: int | jax.Array = 0,
     ) -> MDEQOutput:
         """Runs the network on `[B, H, W, 3]` normalised images.
 
@@ -74,6 +80,8 @@ class MDEQ(nn.Module):
             stats: see `mdeq_jax.implicit.BackwardStats`.
             with_jacobian: whether to compute the Jacobian loss (random key "jacobian"); may be
                 traced, then it costs nothing where it is false.
+            first_sample: place of this device's first sample in the global batch. Random numbers
+                are drawn by place, so that they do not depend on how the batch is split.
 
         Raises:
             ValueError: an image size that the scales do not divide, or `plain_layers` below 1.
@@ -89,31 +97,27 @@ class MDEQ(nn.Module):
         start = self.zero_state(injection) if z0 is None else z0
         masks = None
         if train and self.dropout > 0:
-            masks = make_masks(self.make_rng("dropout"), self.dropout, self.cell.spec, start)
+            keys = sample_keys(self.make_rng("dropout"), first_sample, images.shape[0])
+            masks = make_masks(keys, self.dropout, self.cell.spec, start)
         x = CellInput(injection, masks)
         f = partial(apply_cell, self.cell.spec)
 
         if plain_layers is None:
             z, solution = self.solve(f, weights, x, start, step_budget=step_budget, stats=stats)
+            solved = ravel_batch(start)[1](solution.z)
         else:
             solution = None
             z, _ = lax.scan(lambda z, _: (f(weights, z, x), None), start, length=plain_layers)
-        return MDEQOutput(
-            logits=self.read_out(z, train=train),
-            z_star=z,
-            solution=solution,
-            jacobian_loss=self._jacobian_loss(with_jacobian, f, weights, x, z),
-        )
-
-    def _jacobian_loss(self, wanted, f, weights, x, z):
-        if wanted is False:
-            return jnp.float32(0)
-        key = self.make_rng("jacobian")
-        return lax.cond(
-            wanted,
-            lambda: jacobian_loss(f, weights, x, z, key=key).astype(jnp.float32),
-            lambda: jnp.float32(0),
-        )
+            solved = z
+        jacobian = jnp.float32(0)
+        if with_jacobian is not False:
+            keys = sample_keys(self.make_rng("jacobian"), first_sample, images.shape[0])
+            jacobian = lax.cond(
+                with_jacobian,
+                lambda: jacobian_loss(f, weights, x, solved, key=keys).astype(jnp.float32),
+                lambda: jnp.float32(0),
+            )
+        return MDEQOutput(self.read_out(z, train=train), z, solution, jacobian)
 
     @nn.nowrap
     def solve(self, f, weights, x, z0, *, f_solver=None, step_budget=None, stats=None):

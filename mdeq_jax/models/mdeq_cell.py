@@ -152,9 +152,10 @@ def _fusion_layers(channels: tuple[int, ...]):
                 yield f"fuse{i}_{j}_{k}", 3, from_width, to_width if last else from_width
 
 
-def make_masks(key: jax.Array, rate: float, spec: CellSpec, z: Scales):
-    """Dropout masks for `CellInput`, from a random key and the shapes of the state."""
-    keys = iter(jax.random.split(key, sum(spec.num_blocks)))
+def make_masks(keys: jax.Array, rate: float, spec: CellSpec, z: Scales):
+    """Dropout masks for `CellInput`, from one random key a sample and the shapes of the state."""
+    split = jax.vmap(lambda key: jax.random.split(key, sum(spec.num_blocks)))(keys)
+    keys = iter(split.swapaxes(0, 1))  # [blocks, B]
     return tuple(
         tuple(dropout_mask(next(keys), rate, z_i.shape, spec.dtype or z_i.dtype) for _ in range(n))
         for n, z_i in zip(spec.num_blocks, z)

@@ -111,7 +111,7 @@ def anderson(
         alpha = jnp.where(usable[:, None], alpha, plain)
         mixed = fs if beta == 1 else beta * fs + (1 - beta) * zs
         proposed = jnp.einsum("bm,bmd->bd", alpha, mixed, precision=lax.Precision.HIGHEST)
-        return _Ring(zs, fs, gram), proposed, ~active
+        return _Ring(zs, fs, gram), proposed, jnp.zeros_like(active)
 
     return iterate(
         f,

@@ -203,8 +203,10 @@ def iterate(
         abs_trace = loop.abs_trace.at[step - 1].set(jnp.where(moving, abs_residual, jnp.nan))
         rel_trace = loop.rel_trace.at[step - 1].set(jnp.where(moving, rel_residual, jnp.nan))
 
-        diverged = ~finite | (rel_residual > DIVERGED_REL * first_rel)
-        diverged |= abs_residual > DIVERGED_ABS * first_abs
+        diverged = ~finite | (abs_residual > DIVERGED_ABS * first_abs)
+        if stop_mode == "rel":  # large too where f(z) merely passes near zero
+            grown = abs_residual > first_abs
+            diverged |= grown & (rel_residual > DIVERGED_REL * first_rel)
         trace = rel_trace if stop_mode == "rel" else abs_trace
         stalled = stuck | _stalled(trace, objective, step, tol)
         outcome = jnp.where(

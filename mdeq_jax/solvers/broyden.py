@@ -30,9 +30,9 @@ class _History(NamedTuple):
     """Steps so far, and what is known of their inner products.
 
     Attributes:
-        steps: `[B, max_steps + 1, D]`; row i is D_i, zero where there is none yet.
-        sqnorms: `[B, max_steps + 1]` |D_i|^2, zero where there is none yet.
-        inverse: `[B, max_steps + 1, max_steps + 1]` inverse of the unit lower-triangular matrix
+        steps: `[B, max_steps, D]`; row i is D_i, zero where there is none yet.
+        sqnorms: `[B, max_steps]` |D_i|^2, zero where there is none yet.
+        inverse: `[B, max_steps, max_steps]` inverse of the unit lower-triangular matrix
             of the system for a, identity where there is no step yet.
     """
 
@@ -68,10 +68,13 @@ def broyden(
         ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
     """
     dtype = z0.dtype
-    rows = max_steps + 1
+    rows = max_steps
+    if history_dtype not in (None, "float32", "bfloat16", "float16", "float64"):
+        raise ValueError(
+            "history_dtype must be None, 'float32', 'bfloat16', 'float16' or 'float64'; "
+            f"got {history_dtype!r}."
+        )
     stored = jnp.dtype(history_dtype or dtype)
-    if history_dtype is not None and not jnp.issubdtype(stored, jnp.floating):
-        raise ValueError(f"history_dtype must be a floating type; got {history_dtype!r}.")
 
     def dot(subscripts, history, other):
         return jnp.einsum(

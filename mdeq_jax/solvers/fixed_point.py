@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from mdeq_jax.solvers.base import Solution, iterate
 
@@ -35,7 +36,7 @@ def fixed_point_iteration(
         raise ValueError(f"tau must be in (0, 1]; got {tau}.")
 
     def update(state, step, z, fz, gz, active):
-        return state, z + tau * gz if tau != 1 else fz, ~active
+        return state, z + tau * gz if tau != 1 else fz, jnp.zeros_like(active)
 
     return iterate(
         f,

@@ -46,11 +46,17 @@ def check_architecture(workdir: Path, config) -> None:
     """Refuses a work directory whose checkpoints are of another network.
 
     Raises:
-        ValueError: lists every field of `config.model` that differs.
+        ValueError: lists every field of `config.model` that differs; or the checkpoints have no
+            `config.json`.
     """
     path = workdir / CONFIG_FILE
+    if not any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*")):
+        return  # a run that was stopped before it saved anything
     if not path.exists():
-        return
+        raise ValueError(
+            f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell of which "
+            "network: put the file back, or choose another --workdir."
+        )
     saved = json.loads(path.read_text())["model"]
     wanted = json.loads(config.to_json_best_effort())["model"]
     fields = (*ARCHITECTURE, *HEAD[config.model.name])
@@ -64,6 +70,24 @@ def check_architecture(workdir: Path, config) -> None:
             f"{workdir} holds the work of another architecture:\n{rows}\n"
             "Choose another --workdir, or the config that it was made with "
             f"(it is in {path})."
+        )
+
+
+def check_optimizer(workdir: Path, config) -> None:
+    """Refuses to go on from a state of another optimiser.
+
+    Raises:
+        ValueError: as said.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    saved = json.loads(path.read_text())["train"]["optimizer"]
+    if saved != config.train.optimizer:
+        raise ValueError(
+            f"{workdir} was trained with train.optimizer={saved!r}, whose state "
+            f"{config.train.optimizer!r} cannot go on from. Keep it, or start a new --workdir with "
+            f"--config.init.from_checkpoint={workdir}."
         )
 
 

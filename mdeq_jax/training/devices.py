@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdeq_jax.data import shard_batch
 from mdeq_jax.models.build import BATCH_AXIS
@@ -35,8 +36,11 @@ def unreplicate(tree):
 
 
 def place(batch: dict) -> dict:
-    """`[B, ...]` of this host to `[devices, B / devices, ...]`."""
-    return shard_batch(batch, jax.local_device_count())
+    """`[B, ...]` of this host to `[devices, B / devices, ...]`, each part on its device."""
+    mesh = Mesh(np.array(jax.local_devices()), (BATCH_AXIS,))
+    return jax.device_put(
+        shard_batch(batch, jax.local_device_count()), NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+    )
 
 
 def check_batch_size(batch_size: int, where: str) -> None:

@@ -1,5 +1,6 @@
 """The training run: `train_and_evaluate(config, workdir)`."""
 
+import math
 import signal
 import time
 from contextlib import closing
@@ -14,7 +15,13 @@ from tqdm import tqdm
 from mdeq_jax.data import Prefetcher, TrainLoader, load_dataset
 from mdeq_jax.models import build_model
 from mdeq_jax.training import devices
-from mdeq_jax.training.checkpoint import Checkpoints, check_architecture, write_config
+from mdeq_jax.training.checkpoint import (
+    Checkpoints,
+    check_architecture,
+    check_optimizer,
+    write_config,
+)
+from mdeq_jax.training.checks import check_data, check_training
 from mdeq_jax.training.evaluation import Evaluator, convergence_traces
 from mdeq_jax.training.interrupt import InterruptFlag
 from mdeq_jax.training.report import MetricsFile, describe, summarize
@@ -38,26 +45,6 @@ class Interrupted(Exception):
         self.signal = signal
 
 
-def check_config(config, dataset) -> None:
-    """Refuses settings that do not fit the data or the devices.
-
-    Raises:
-        ValueError: as said.
-    """
-    devices.check_batch_size(config.train.batch_size, "train.batch_size")
-    if config.model.num_classes != dataset.num_classes:
-        raise ValueError(
-            f"model.num_classes={config.model.num_classes}, but {dataset.name} has "
-            f"{dataset.num_classes} classes: set model.num_classes={dataset.num_classes}."
-        )
-    pretrain = config.train.pretrain_steps
-    if pretrain < 0 or (pretrain > 0 and config.train.pretrain_layers < 1):
-        raise ValueError(
-            f"train.pretrain_steps={pretrain} needs train.pretrain_layers of at least 1; got "
-            f"{config.train.pretrain_layers}. Set pretrain_steps=0 for no pretraining phase."
-        )
-
-
 def train_and_evaluate(config, workdir: str | Path) -> dict:
     """Trains as `config` says, or goes on from the newest checkpoint in `workdir`.
 
@@ -78,9 +65,10 @@ def train_and_evaluate(config, workdir: str | Path) -> dict:
     """
     workdir = Path(workdir)
     check_architecture(workdir, config)
-    dataset = load_dataset(config.data)
-    check_config(config, dataset)
+    check_training(config)
     model, task = build_model(config), build_task(config)
+    dataset = load_dataset(config.data)
+    check_data(config, dataset)
     loader = TrainLoader(
         dataset,
         config.train.batch_size,
@@ -93,7 +81,6 @@ def train_and_evaluate(config, workdir: str | Path) -> dict:
     optimizer = build_optimizer(config.train, num_steps)
     evaluator = Evaluator(model, task, dataset, config)
 
-    write_config(workdir, config)
     state = init_state(model, optimizer, config.seed, config.data.image_size)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
@@ -101,22 +88,31 @@ def train_and_evaluate(config, workdir: str | Path) -> dict:
         f"{dataset.num_eval:,} evaluation images, {num_steps:,} steps of {config.train.batch_size} "
         f"on {jax.device_count()} {jax.devices()[0].platform} device(s); results in {workdir}"
     )
+    if config.train.pretrain_steps >= num_steps:
+        print(
+            f"Warning: all {num_steps:,} steps are pretraining (train.pretrain_steps="
+            f"{config.train.pretrain_steps:,}); the equilibrium that is evaluated is never trained."
+        )
     with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints, InterruptFlag() as flag:
-        if checkpoints.latest_step() is not None:
+        if checkpoints.latest_step() == 0:  # a converted network
+            variables, _ = checkpoints.restore_variables(state.variables)
+            state = state.replace(**variables)
+            print("Starting from the network in the work directory, with a fresh optimiser.")
+        elif checkpoints.latest_step() is not None:
+            check_optimizer(workdir, config)
             state, data_state = checkpoints.restore(state)
-            if data_state:  # a converted checkpoint has none
-                loader.set_state(data_state)
+            loader.set_state(data_state)
             print(f"Going on from step {int(state.step):,} of {num_steps:,}.")
         elif config.init.from_checkpoint:
             state = start_from_checkpoint(state, config)
+        write_config(workdir, config)
         state, metrics = _train(
             config, workdir, num_steps, state, loader, task, optimizer, evaluator, checkpoints, flag
         )
     if metrics is None:  # it had ended before
         metrics = evaluator(devices.replicate(state.variables))
-        print(describe(metrics))
-    _plot(workdir / "convergence.png", config, model, state.variables, task, dataset, metrics)
     print(f"Done: {describe(metrics)}")
+    _plot(workdir / "convergence.png", config, model, state.variables, task, dataset, metrics)
     print(f"Wrote {workdir}/metrics.jsonl, convergence.png and checkpoints/.")
     return metrics
 
@@ -136,15 +132,15 @@ def evaluate(config, workdir: str | Path) -> dict:
         ValueError: settings that do not fit each other, the data or the checkpoint.
     """
     workdir = Path(workdir)
-    check_architecture(workdir, config)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"{workdir} holds no checkpoints. Train first (train.py), convert a PyTorch file "
             "(convert_torch_weights.py), or point --workdir to a directory where that was done."
         )
-    dataset = load_dataset(config.data)
-    check_config(config, dataset)
+    check_architecture(workdir, config)
     model, task = build_model(config), build_task(config)
+    dataset = load_dataset(config.data)
+    check_data(config, dataset)
     evaluator = Evaluator(model, task, dataset, config)
     images = jnp.zeros((1, *config.data.image_size, 3))
     like = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -187,22 +183,6 @@ def _train(
             last = step == num_steps
             if step % config.log.every_steps == 0:
                 bar.set_postfix_str(f"loss {float(report['loss'][0]):.4f}")
-            if step % eval_every == 0 or last:
-                train_metrics = summarize(reports)
-                seconds = time.perf_counter() - clock
-                metrics = {
-                    "step": step,
-                    "epoch": step / loader.steps_per_epoch,
-                    "phase": "pretraining" if plain else "equilibrium",
-                    **evaluator(replicated.variables),
-                    **train_metrics,
-                    "learning_rate": float(rate(step - 1)),
-                    "images_per_second": len(reports) * config.train.batch_size / seconds,
-                    "data_wait_share": (batches.waited_s - waited) / seconds,
-                }
-                metrics_file.write(metrics)
-                tqdm.write(f"step {step:6,}/{num_steps:,}  {describe(metrics)}")
-                reports, clock, waited = [], time.perf_counter(), batches.waited_s
             if step % save_every == 0 or last or flag.received:
                 checkpoints.save(devices.unreplicate(replicated), data_state)
             if flag.received and not last:
@@ -212,6 +192,29 @@ def _train(
                     f"{checkpoints.path}. The same command goes on from there.",
                     flag.received,
                 )
+            if step % eval_every == 0 or last:
+                train_metrics = summarize(reports)
+                seconds = time.perf_counter() - clock
+                if not math.isfinite(train_metrics["train/loss"]):
+                    raise FloatingPointError(
+                        f"The training loss is {train_metrics['train/loss']} at step {step}. Go on "
+                        f"from an older checkpoint in {checkpoints.path}, with a lower "
+                        "train.learning_rate, train.grad_clip, or a Jacobian loss."
+                    )
+                metrics = {
+                    "step": step,
+                    "epoch": step / loader.steps_per_epoch,
+                    "phase": "pretraining" if plain else "equilibrium",
+                    **evaluator(replicated.variables),
+                    **train_metrics,
+                    "learning_rate": float(rate(step - 1)),
+                    "images_per_second": len(reports) * config.train.batch_size / seconds,
+                    "data_wait_share": (batches.waited_s - waited) / seconds,
+                    "train/skipped": sum(loader.skipped.values()),
+                }
+                metrics_file.write(metrics)
+                tqdm.write(f"step {step:6,}/{num_steps:,}  {describe(metrics)}")
+                reports, clock, waited = [], time.perf_counter(), batches.waited_s
     return devices.unreplicate(replicated), metrics
 
 

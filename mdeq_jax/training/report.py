@@ -1,6 +1,7 @@
 """From the reports of steps to figures, a line to read, and a line of JSON."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ def summarize(reports: list[dict]) -> dict[str, float]:
     Scalars are means over the steps; "train/forward_rel_residual" and
     "train/backward_rel_residual" are medians over the samples of the equilibrium steps,
     "..._p90" their 90 % quantiles, and "..._unconverged" the share of solves that did not reach
-    `tol`.
+    `tol`. "train/jacobian_loss" is the mean over the steps that applied it, 0 if none did.
     """
     reports = jax.device_get(reports)
     summary = {}
@@ -30,7 +31,10 @@ def summarize(reports: list[dict]) -> dict[str, float]:
             label = label.replace("status", "unconverged")
             summary[label] = float(np.mean(np.concatenate(values) != Status.CONVERGED))
         else:
-            summary[label] = float(np.mean([value[0] for value in values]))
+            values = np.array([value[0] for value in values])
+            if name == "jacobian_loss":
+                values = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
+            summary[label] = float(np.mean(values))
     return summary
 
 
@@ -69,15 +73,23 @@ class MetricsFile:
         """
         self._path = path
         if path.exists() and jax.process_index() == 0:
-            kept = [
-                line
-                for line in path.read_text().splitlines()
-                if line.strip() and json.loads(line)["step"] <= after_step
-            ]
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
             path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, metrics: dict) -> None:
-        """Appends one object; by the first process only."""
+        """Appends one object, its numbers that are not finite as null; first process only."""
         if jax.process_index() == 0:
+            finite = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in metrics.items()
+            }
             with self._path.open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
+                file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinite for one that a killed run left half written."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

@@ -24,6 +24,11 @@ def learning_rate(train, num_steps: int) -> Callable[[jax.Array], jax.Array]:
     """
     if train.schedule not in SCHEDULES:
         raise ValueError(f"train.schedule must be one of {SCHEDULES}; got {train.schedule!r}.")
+    if train.learning_rate <= 0 or train.end_learning_rate < 0:
+        raise ValueError(
+            "train.learning_rate must be positive and train.end_learning_rate at least 0; "
+            f"got {train.learning_rate} and {train.end_learning_rate}."
+        )
     if not 0 <= train.warmup_steps < num_steps:
         raise ValueError(
             f"train.warmup_steps must be at least 0 and below the {num_steps} steps of the "

@@ -44,17 +44,20 @@ def build_optimizer(train, num_steps: int) -> optax.GradientTransformation:
     """
     if train.optimizer not in OPTIMIZERS:
         raise ValueError(f"train.optimizer must be one of {OPTIMIZERS}; got {train.optimizer!r}.")
-    parts = []
-    if train.grad_clip is not None:
-        parts.append(optax.clip_by_global_norm(train.grad_clip))
-    if train.weight_decay:
-        parts.append(optax.add_decayed_weights(train.weight_decay))
+    # Always the same parts, so that a run may go on with another clipping or decay.
+    clip = (
+        optax.identity() if train.grad_clip is None else optax.clip_by_global_norm(train.grad_clip)
+    )
     if train.optimizer == "adam":
-        parts.append(optax.scale_by_adam())
+        direction = optax.scale_by_adam()
     else:
-        parts.append(optax.trace(decay=train.momentum, nesterov=train.nesterov))
-    parts.append(optax.scale_by_learning_rate(learning_rate(train, num_steps)))
-    return optax.chain(*parts)
+        direction = optax.trace(decay=train.momentum, nesterov=train.nesterov)
+    return optax.chain(
+        clip,
+        optax.add_decayed_weights(train.weight_decay),
+        direction,
+        optax.scale_by_learning_rate(learning_rate(train, num_steps)),
+    )
 
 
 def init_state(model, optimizer, seed: int, image_size: tuple[int, int]) -> TrainState:

@@ -40,28 +40,28 @@ def make_train_step(model, optimizer, task: Task, config, steps_per_epoch: int) 
 
     `plain` (static) selects the pretraining phase: `train.pretrain_layers` plain applications of
     the cell instead of the solver. `batch` holds "image" `[B, H, W, 3]` and "label". The report is
-    of scalars averaged over devices, and of this device's samples: "forward/rel_residual",
-    "forward/status", "backward/rel_residual", "backward/status", each `[B]`.
+    of scalars averaged over devices ("jacobian_loss" is NaN where the step does not apply it), and
+    of this device's samples: "forward/rel_residual", "forward/status", "backward/rel_residual",
+    "backward/status", each `[B]`; the backward ones only for gradients that solve for something.
     """
     weight_at = jacobian_weight(config, steps_per_epoch)
-    key = jax.random.key(config.seed)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)  # not that of the initialisation
+    has_adjoint = config.gradient.name in ("ift", "neumann")
     max_steps, delta = config.solver.forward.max_steps, config.train.random_forward_delta
 
-    def draw(step):
+    def draw(coin, limit, step):
         """Whether this step applies the Jacobian loss, its weight, and the forward limit."""
         if config.jacobian.frequency == 0:
             return False, jnp.float32(0), max_steps
-        coin, limit = jax.random.split(jax.random.fold_in(key, step))
         weight = weight_at(step)
         applies = (jax.random.uniform(coin) < config.jacobian.frequency) & (weight > 0)
         change = jax.random.randint(limit, (), -delta, 2) if delta else 0
         return applies, weight, max_steps + jnp.where(applies, change, 0)
 
     def train_step(state: TrainState, batch: dict, plain: bool) -> tuple[TrainState, dict]:
-        step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 1)
-        own_key = jax.random.fold_in(step_key, lax.axis_index(BATCH_AXIS))
-        dropout_key, jacobian_key = jax.random.split(own_key)
-        applies, weight, budget = draw(state.step)
+        coin, limit, own = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        dropout_key, jacobian_key = jax.random.split(own)
+        applies, weight, budget = draw(coin, limit, state.step)
 
         def loss_fn(params, stats):
             out, mutated = model.apply(
@@ -72,6 +72,7 @@ def make_train_step(model, optimizer, task: Task, config, steps_per_epoch: int) 
                 step_budget=budget,
                 stats=stats,
                 with_jacobian=applies,
+                first_sample=lax.axis_index(BATCH_AXIS) * batch["image"].shape[0],
                 rngs={"dropout": dropout_key, "jacobian": jacobian_key},
                 mutable=["batch_stats"],
             )
@@ -96,18 +97,19 @@ def make_train_step(model, optimizer, task: Task, config, steps_per_epoch: int) 
             **{name: value / ones.size for name, value in figures.items()},
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
-            "jacobian_loss": out.jacobian_loss,
+            "jacobian_loss": jnp.where(applies, out.jacobian_loss, jnp.nan),
         }
+        per_sample = {}
         if not plain:
             report["forward/nfe"] = out.solution.nfe.astype(jnp.float32)
+            per_sample["forward/rel_residual"] = out.solution.rel_residual
+            per_sample["forward/status"] = out.solution.status
+        if not plain and has_adjoint:
             report["backward/nfe"] = backward.nfe
-        report = lax.pmean(report, BATCH_AXIS)
-        if not plain:
-            report["forward/rel_residual"] = out.solution.rel_residual
-            report["forward/status"] = out.solution.status
-            report["backward/rel_residual"] = backward.rel_residual
-            report["backward/status"] = backward.status
-        return new_state, report
+            per_sample["backward/rel_residual"] = backward.rel_residual
+        if not plain and config.gradient.name == "ift":
+            per_sample["backward/status"] = backward.status
+        return new_state, {**lax.pmean(report, BATCH_AXIS), **per_sample}
 
     return train_step
 

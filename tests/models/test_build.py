@@ -16,9 +16,13 @@ BAD = [
     ("data.image_size", (8, 9), "multiples of 2 .*; got 8x9"),
     ("solver.forward.name", "newton", r"solver.forward.name must be one of .*; got 'newton'"),
     ("solver.backward.stop_mode", "max", r"solver.backward.stop_mode must be one of"),
-    ("solver.forward.max_steps", 0, "solver.forward.max_steps must be at least 1"),
+    ("solver.forward.max_steps", 0, "solver.forward: max_steps must be at least 1"),
     ("solver.forward.m", 6, r"solver.forward.m=6 has no effect on 'broyden'"),
     ("gradient.name", "exact", r"gradient.name must be one of .*; got 'exact'"),
+    ("solver.backward.tol", -1.0, "solver.backward: tol must not be negative"),
+    ("solver.backward.history_dtype", "float33", "solver.backward: history_dtype must be"),
+    ("gradient.linearize_at", "x", "gradient: linearize_at must be one of"),
+    ("model.num_blocks", (0, 1), "model.num_blocks must be at least 1"),
     ("gradient.steps", 5, r"gradient.steps=5 has no effect on 'ift'"),
 ]
 

@@ -73,6 +73,14 @@ def test_cosine(solver, stop_mode, x64):
     np.testing.assert_allclose(sol.z, 0.739085133215160641655, atol=1e-10)
 
 
+@pytest.mark.parametrize("stop_mode", ["rel", "abs"])
+def test_passing_by_f_of_z_near_zero_is_not_divergence(stop_mode, x64):
+    """From 0 the first step lands where f is 0, and the relative residual is infinite."""
+    sol = broyden(lambda z: 2 - z, jnp.zeros((1, 1)), max_steps=10, tol=1e-10, stop_mode=stop_mode)
+    assert sol.status[0] == Status.CONVERGED
+    np.testing.assert_allclose(sol.z, 1.0)
+
+
 def textbook_broyden(f, z, steps):
     """Broyden's good method with a dense inverse Jacobian of g(z) = f(z) - z."""
     g, inverse, iterates = f(z) - z, -np.eye(z.size), []

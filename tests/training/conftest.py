@@ -21,6 +21,7 @@ TINY = {
     "solver.forward.max_steps": 5,
     "solver.backward.max_steps": 5,
     "train.pretrain_steps": 3,
+    "train.pretrain_layers": 2,
     "train.epochs": 1.0,
     "data.augment": False,
     "train.batch_size": 128,
@@ -70,7 +71,8 @@ def run_script():
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            f"--xla_force_host_platform_device_count={devices}",
         }
 
     def run(script, workdir, *, devices=1, **fields):

@@ -19,7 +19,7 @@ from mdeq_jax.training.state import build_optimizer, init_state
 from mdeq_jax.training.step import make_train_step
 from mdeq_jax.training.tasks import build_task
 
-config = override(digits.get_config(), {**TINY, "jacobian.frequency": 0.0})
+config = override(digits.get_config(), {**TINY, "jacobian.frequency": 1.0, "model.dropout": 0.1})
 model, task = build_model(config), build_task(config)
 optimizer = build_optimizer(config.train, 100)
 

@@ -11,7 +11,7 @@ import pytest
 from mdeq_jax.data import Prefetcher
 from mdeq_jax.models import build_model
 from mdeq_jax.training import Interrupted, evaluate, loop, train_and_evaluate
-from mdeq_jax.training.checkpoint import Checkpoints
+from mdeq_jax.training.checkpoint import Checkpoints, check_architecture, write_config
 
 EXPECTED = {
     "step",
@@ -95,9 +95,8 @@ def final_variables(config, workdir):
         return checkpoints.restore_variables(like)[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_going_on_is_as_if_it_had_not_stopped(two_epochs, tmp_path, monkeypatch, number):
-    """A signal in the second epoch, then the same call again: the same weights to the bit."""
+def test_going_on_is_as_if_it_had_not_stopped(two_epochs, tmp_path, monkeypatch):
+    """Ctrl-C in the second epoch, then the same call again: the same weights to the bit."""
     config, workdir, metrics = two_epochs
 
     class Interrupting(Prefetcher):
@@ -106,11 +105,11 @@ def test_going_on_is_as_if_it_had_not_stopped(two_epochs, tmp_path, monkeypatch,
         def __next__(self):
             self.batches += 1
             if self.batches == 14:
-                signal.raise_signal(number)
+                signal.raise_signal(signal.SIGINT)
             return super().__next__()
 
     monkeypatch.setattr(loop, "Prefetcher", Interrupting)
-    with pytest.raises(Interrupted, match=rf"{number.name} at step 14.*goes on from there"):
+    with pytest.raises(Interrupted, match=r"SIGINT at step 14.*goes on from there"):
         train_and_evaluate(config, tmp_path)
     monkeypatch.undo()
     assert [line["step"] for line in metrics_of(tmp_path)] == [11]
@@ -128,6 +127,11 @@ BAD = [
     ("train.batch_size", 2000, "only 1437 training examples"),
     ("model.num_classes", 9, "model.num_classes=9, but digits has 10 classes"),
     ("train.pretrain_layers", 0, "train.pretrain_layers of at least 1"),
+    ("train.epochs", 0.0, "train.epochs must be above 0"),
+    ("train.learning_rate", 0.0, "train.learning_rate must be positive"),
+    ("train.random_forward_delta", 5, "must be below solver.forward.max_steps=5"),
+    ("jacobian.frequency", 0.0, "no effect with jacobian.frequency=0"),
+    ("log.every_steps", 0, "log.every_steps must be at least 1"),
     ("train.optimizer", "adamw", r"train.optimizer must be one of .*; got 'adamw'"),
     ("train.schedule", "step", r"train.schedule must be one of .*; got 'step'"),
     ("train.warmup_steps", 99, "train.warmup_steps must be at least 0 and below the 11 steps"),
@@ -153,6 +157,17 @@ def test_a_workdir_of_another_architecture(two_epochs, tiny_config):
             run(other, workdir)
         assert "model.channels: [8, 8] there, [8, 16] in this config" in str(error.value)
         assert "model.expansion: 2 there, 3 in this config" in str(error.value)
+
+
+def test_a_workdir_of_another_optimiser(two_epochs, tiny_config):
+    _, workdir, _ = two_epochs
+    with pytest.raises(ValueError, match=r"was trained with train\.optimizer='adam'"):
+        train_and_evaluate(tiny_config({"train.optimizer": "sgd"}), workdir)
+
+
+def test_a_workdir_without_a_checkpoint_may_change(tiny_config, tmp_path):
+    write_config(tmp_path, tiny_config({"model.channels": (8, 16)}))
+    check_architecture(tmp_path, tiny_config())
 
 
 def test_evaluating_an_empty_workdir(tiny_config, tmp_path):

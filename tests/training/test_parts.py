@@ -37,6 +37,7 @@ def test_top_k_gives_nothing_for_a_tie():
     labels = jnp.array([0, 1, 0])
     np.testing.assert_array_equal(correct_top_k(logits, labels, 1), [1, 0, 0])
     np.testing.assert_array_equal(correct_top_k(logits, labels, 3), [1, 1, 1])
+    np.testing.assert_array_equal(correct_top_k(jnp.full((2, 3), jnp.nan), labels[:2], 1), [0, 0])
 
 
 def test_cosine_schedule_is_pytorchs():
@@ -117,7 +118,7 @@ def test_summary():
 
 def test_metrics_file_drops_what_will_be_done_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10, 15)))
-    MetricsFile(path, after_step=10).write({"step": 15, "new": 1})
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10, 15)) + '{"st')
+    MetricsFile(path, after_step=10).write({"step": 15, "new": float("nan")})
     steps = [json.loads(line) for line in path.read_text().splitlines()]
-    assert steps == [{"step": 5}, {"step": 10}, {"step": 15, "new": 1}]
+    assert steps == [{"step": 5}, {"step": 10}, {"step": 15, "new": None}]
