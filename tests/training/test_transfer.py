@@ -154,7 +154,7 @@ def test_training_goes_on_from_a_converted_network(tmp_path, capsys):
     variables = random_variables(config, seed=1)
     save_variables(variables, config, tmp_path)
     metrics = train_and_evaluate(config, tmp_path)
-    assert "Going on from step 0 of 3." in capsys.readouterr().out
+    assert "Starting from the network in the work directory" in capsys.readouterr().out
     assert metrics["step"] == 3
     trained, _ = load_variables(tmp_path, config)
     jax.tree.map(
