@@ -100,7 +100,8 @@ def write_zip(path, pickled, storages=None, compression=zipfile.ZIP_STORED, extr
         archive.writestr(zipfile.ZipInfo("archive/data.pkl"), pickled, compression)
         archive.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
         for key, content in (storages or {}).items():
-            archive.writestr(zipfile.ZipInfo(f"archive/data/{key}"), content, compression)
+            member = zipfile.ZipInfo(f"archive/data/{key}")
+            archive.writestr(member, bytes(content), compression)
         for name, content in extra:
             archive.writestr(zipfile.ZipInfo(name), content)
     return path
