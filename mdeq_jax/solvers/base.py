@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mdeq_jax.solvers.checks import check_arguments
 from mdeq_jax.tree import sample_norm
 
-STOP_MODES = ("rel", "abs")
 REL_EPS = 1e-9  # keeps the relative residual finite where f(z) = 0
 
 # The limits of the original code: how far a residual may grow over its first value, and when a
@@ -31,19 +31,22 @@ class Status(enum.IntEnum):
 
     CONVERGED = 0  # residual under `tol`
     MAX_STEPS = 1  # `max_steps` or `step_budget` reached first
-    STALLED = 2  # no further progress: residual flat, or the update has a zero denominator
-    DIVERGED = 3  # residual not finite, or far above its first value
+    STALLED = 2  # no further progress: residual flat, or the solver has no next step
+    DIVERGED = 3  # start or residual not finite, or residual far above its first value
 
 
 class Solution(NamedTuple):
     """What a solver returns. `B` samples, `D` numbers each.
 
     Attributes:
-        z: `[B, D]` iterate with the lowest residual (by `stop_mode`) of each sample.
-        residual: `[B]` absolute residual |f(z) - z| at `z`.
-        rel_residual: `[B]` relative residual |f(z) - z| / (|f(z)| + 1e-9) at `z`.
+        z: `[B, D]` iterate with the lowest residual (by `stop_mode`) of each sample; always
+            finite.
+        residual: `[B]` absolute residual |f(z) - z| at `z`; infinite where no finite one was met.
+        rel_residual: `[B]` relative residual |f(z) - z| / (|f(z)| + 1e-9) at `z`; the same.
         steps: `[B]` int32, the step that gave `z`; 0 is the start.
-        nfe: int32 scalar, evaluations of `f` on the batch.
+        nfe: int32 scalar, evaluations of `f` on the batch: one for the start and one a step, until
+            the last sample is done. Under `jax.vmap` each element counts its own; `f` runs, masked,
+            until the slowest element is done.
         status: `[B]` int32, values of `Status`.
         abs_trace: `[max_steps, B]` absolute residual after each step; NaN once a sample is done.
         rel_trace: `[max_steps, B]` the same for the relative residual.
@@ -83,42 +86,18 @@ class _Loop(NamedTuple):
 _ACTIVE = -1
 
 
-def check_arguments(f, z0, *, max_steps: int, tol: float, stop_mode: str) -> None:
-    """Refuses what would otherwise fail late, inside a compiled loop.
-
-    Raises:
-        ValueError: an argument is out of range, or `f` changes its input's shape.
-        TypeError: `z0` is not a floating-point array, or `f` changes its type.
-    """
-    if jnp.ndim(z0) != 2:
-        raise ValueError(
-            f"z0 must have two axes [batch, features]; got shape {jnp.shape(z0)}. "
-            "For other states use mdeq_jax.implicit.equilibrium, which takes any pytree."
-        )
-    if not jnp.issubdtype(jnp.result_type(z0), jnp.floating):
-        raise TypeError(f"z0 must be a floating-point array; got {jnp.result_type(z0)}.")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1; got {max_steps}.")
-    if tol < 0:
-        raise ValueError(f"tol must not be negative; got {tol}.")
-    if stop_mode not in STOP_MODES:
-        raise ValueError(f"stop_mode must be one of {STOP_MODES}; got {stop_mode!r}.")
-    out = jax.eval_shape(f, z0)
-    if not hasattr(out, "shape") or out.shape != z0.shape:
-        raise ValueError(
-            f"f must return an array of its argument's shape {z0.shape}; "
-            f"it returns {getattr(out, 'shape', type(out).__name__)}."
-        )
-    if out.dtype != z0.dtype:
-        raise TypeError(
-            f"f must keep its argument's type: z0 is {z0.dtype}, f(z0) is {out.dtype}. "
-            "Cast inside f (the solver's state keeps the type of z0)."
-        )
+def _norm(x: jax.Array) -> jax.Array:
+    """`sample_norm` whose squares cannot overflow, nor vanish: a lost residual would be a lie."""
+    largest = jnp.max(jnp.abs(x), axis=1, initial=0)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return scale * sample_norm(x / scale[:, None])
 
 
-def _residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array]:
-    absolute = sample_norm(fz - z)
-    return absolute, absolute / (sample_norm(fz) + REL_EPS)
+def _residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Absolute and relative residual, and whether both are numbers. Each `[B]`."""
+    absolute, size = _norm(fz - z), _norm(fz)
+    finite = jnp.isfinite(absolute) & jnp.isfinite(size)
+    return absolute, absolute / (size + REL_EPS), finite
 
 
 def _stalled(trace: jax.Array, residual: jax.Array, step: jax.Array, tol: float) -> jax.Array:
@@ -146,22 +125,29 @@ def iterate(
 
     Args:
         f: `[B, D] -> [B, D]`, one sample's output a function of that sample alone.
-        z0: `[B, D]` start.
+        z0: `[B, D]` start. A row that is not finite is given up at once: DIVERGED, and zero.
         init: makes the algorithm's state from `z0`.
         update: proposes the next iterate, see `Update`.
         max_steps: sizes the buffers; `f` is evaluated at most `max_steps + 1` times.
         tol: a sample is finished once its residual is under this.
         stop_mode: which residual counts, "rel" or "abs".
         step_budget: ends the loop earlier; may be traced, so changing it does not recompile.
+
+    Raises:
+        ValueError, TypeError: see `check_arguments`.
     """
-    check_arguments(f, z0, max_steps=max_steps, tol=tol, stop_mode=stop_mode)
+    check_arguments(
+        f, z0, max_steps=max_steps, tol=tol, stop_mode=stop_mode, step_budget=step_budget
+    )
     limit = max_steps if step_budget is None else jnp.minimum(max_steps, step_budget)
     batch = z0.shape[0]
 
+    usable = jnp.isfinite(z0).all(axis=1)
+    z0 = jnp.where(usable[:, None], z0, 0)
     fz0 = f(z0)
-    first_abs, first_rel = _residuals(z0, fz0)
+    first_abs, first_rel, finite = _residuals(z0, fz0)
+    finite &= usable
     objective0 = first_rel if stop_mode == "rel" else first_abs
-    finite = jnp.isfinite(first_abs)
     status = jnp.where(_done(objective0, tol), Status.CONVERGED, _ACTIVE)
     status = jnp.where(finite, status, Status.DIVERGED)
     nan_trace = jnp.full((max_steps, batch), jnp.nan, first_abs.dtype)
@@ -194,15 +180,15 @@ def iterate(
         fz = f(z)
         step = loop.step + 1
 
-        abs_residual, rel_residual = _residuals(z, fz)
+        abs_residual, rel_residual, finite = _residuals(z, fz)
         objective, best = (
             (rel_residual, loop.best_rel) if stop_mode == "rel" else (abs_residual, loop.best_abs)
         )
-        finite = jnp.isfinite(abs_residual)
         better = moving & finite & (objective < best)
         abs_trace = loop.abs_trace.at[step - 1].set(jnp.where(moving, abs_residual, jnp.nan))
         rel_trace = loop.rel_trace.at[step - 1].set(jnp.where(moving, rel_residual, jnp.nan))
 
+        done = finite & _done(objective, tol)
         diverged = ~finite | (abs_residual > DIVERGED_ABS * first_abs)
         if stop_mode == "rel":  # large too where f(z) merely passes near zero
             grown = abs_residual > first_abs
@@ -210,18 +196,18 @@ def iterate(
         trace = rel_trace if stop_mode == "rel" else abs_trace
         stalled = stuck | _stalled(trace, objective, step, tol)
         outcome = jnp.where(
-            moving & _done(objective, tol),
+            moving & done,
             Status.CONVERGED,
             jnp.where(moving & diverged, Status.DIVERGED, Status.STALLED),
         )
-        ended = stuck | (moving & (_done(objective, tol) | diverged | stalled))
-        # What a diverged sample leaves behind is replaced, so that it stays finite and harmless.
-        spoilt = moving & diverged
+        ended = stuck | (moving & (done | diverged | stalled))
+        # A sample that is done rests at its best iterate, with f(z) - z = 0: finite and harmless.
         best_z = jnp.where(better[:, None], z, loop.best)
+        healthy = (moving & ~diverged)[:, None]
         return _Loop(
             step=step,
-            z=jnp.where(spoilt[:, None], best_z, z),
-            fz=jnp.where(spoilt[:, None], best_z, fz),
+            z=jnp.where(healthy, z, best_z),
+            fz=jnp.where(healthy, fz, best_z),
             best=best_z,
             best_abs=jnp.where(better, abs_residual, loop.best_abs),
             best_rel=jnp.where(better, rel_residual, loop.best_rel),

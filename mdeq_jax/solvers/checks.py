@@ -1,0 +1,67 @@
+"""Refusing a solver's arguments before anything is compiled."""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+
+STOP_MODES = ("rel", "abs")
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuses what is not an integer of at least 1.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: below 1.
+    """
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer of at least 1; got {value!r}.") from None
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}.")
+
+
+def check_arguments(
+    f, z0, *, max_steps: int, tol: float, stop_mode: str, step_budget: int | jax.Array | None
+) -> None:
+    """Refuses what would otherwise fail late, inside a compiled loop.
+
+    Raises:
+        ValueError: an argument is out of range, or `f` changes its input's shape.
+        TypeError: `z0` is not a floating-point array, `f` changes its type, or a number of steps
+            is not an integer.
+    """
+    if jnp.ndim(z0) != 2:
+        raise ValueError(
+            f"z0 must have two axes [batch, features]; got shape {jnp.shape(z0)}. "
+            "For other states use mdeq_jax.implicit.equilibrium, which takes any pytree."
+        )
+    if not jnp.issubdtype(jnp.result_type(z0), jnp.floating):
+        raise TypeError(f"z0 must be a floating-point array; got {jnp.result_type(z0)}.")
+    check_count("max_steps", max_steps)
+    if not tol >= 0:  # refuses NaN too
+        raise ValueError(f"tol must not be negative; got {tol}.")
+    if stop_mode not in STOP_MODES:
+        raise ValueError(f"stop_mode must be one of {STOP_MODES}; got {stop_mode!r}.")
+    if step_budget is not None:
+        kind = jnp.result_type(step_budget)
+        if jnp.ndim(step_budget) != 0 or not jnp.issubdtype(kind, jnp.integer):
+            raise TypeError(
+                "step_budget must be one integer for the whole batch; "
+                f"got {kind} of shape {jnp.shape(step_budget)}."
+            )
+        if isinstance(step_budget, int) and step_budget < 0:
+            raise ValueError(f"step_budget must not be negative; got {step_budget}.")
+    out = jax.eval_shape(f, z0)
+    if not hasattr(out, "shape") or out.shape != z0.shape:
+        raise ValueError(
+            f"f must return an array of its argument's shape {z0.shape}; "
+            f"it returns {getattr(out, 'shape', type(out).__name__)}."
+        )
+    if out.dtype != z0.dtype:
+        raise TypeError(
+            f"f must keep its argument's type: z0 is {z0.dtype}, f(z0) is {out.dtype}. "
+            "Cast inside f (the solver's state keeps the type of z0)."
+        )
