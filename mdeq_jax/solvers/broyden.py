@@ -94,10 +94,10 @@ def broyden(
         )
 
     def first_step(history, gz):
-        return history, gz, jnp.zeros(gz.shape[0], bool)
+        return history.inverse, gz, jnp.zeros(gz.shape[0], bool)
 
     def next_step(history, gz, k):
-        """The step after D_k, from g at the point that D_k led to."""
+        """The step after D_k, from g at the point that D_k led to; the inverse it needed."""
         steps, sqnorms, inverse = history
         last = lax.dynamic_index_in_dim(steps, k, axis=1, keepdims=False).astype(dtype)
         last_sqnorm = lax.dynamic_index_in_dim(sqnorms, k, axis=1, keepdims=False)
@@ -118,20 +118,24 @@ def broyden(
         w = dot("bnd,bn->bd", steps, weights) - gz
         denominator = jnp.sum(last * w, axis=1) + last_sqnorm
         # A zero (or rounded to zero) denominator is a singular update: this sample has stalled.
+        # So it has where squares overflow or vanish (in float32: steps over 1e19, under 1e-19).
         safe = jnp.abs(denominator) > 4 * jnp.finfo(dtype).eps * last_sqnorm
+        safe &= jnp.isfinite(denominator)
         factor = jnp.where(safe, -last_sqnorm / jnp.where(safe, denominator, 1), 0)
-        return _History(steps, sqnorms, inverse), factor[:, None] * w, ~safe
+        return inverse, factor[:, None] * w, ~safe
 
     def update(history, step, z, fz, gz, active):
-        history, delta, stuck = lax.cond(
+        # The steps are not among the results, which XLA might copy.
+        inverse, delta, stuck = lax.cond(
             step == 0,
             lambda: first_step(history, gz),
             lambda: next_step(history, gz, step - 1),
         )
         delta = jnp.where((active & ~stuck)[:, None], delta, 0)
-        history = history._replace(
+        history = _History(
             steps=history.steps.at[:, step].set(delta.astype(stored)),
             sqnorms=history.sqnorms.at[:, step].set(jnp.sum(jnp.square(delta), axis=1)),
+            inverse=inverse,
         )
         return history, z + delta, stuck
 
