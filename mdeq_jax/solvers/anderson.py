@@ -1,10 +1,15 @@
 """Anderson acceleration (type II) with a ring of the last m iterates.
 
 Each step takes the combination of the last iterates whose combined residual is smallest (Anderson
-1965; Walker and Ni 2011, algorithm AA):
+1965; Walker and Ni 2011, algorithm AA), where g_j = f(z_j) - z_j:
 
     minimise |sum_j a_j g_j|^2 + lam |a|^2  subject to  sum_j a_j = 1,
     z <- beta sum_j a_j f(z_j) + (1 - beta) sum_j a_j z_j.
+
+A restart empties the ring but for the newest iterate, so that the next step is a plain one. It can
+come at fixed intervals (Pratapa and Suryanarayana 2015; Henderson and Varadhan 2019, 1803.06673)
+or when the residual has grown over the smallest one in the ring (criterion C of Washio and
+Oosterlee 1997 for their kindred method, nonlinear GMRES).
 """
 
 from collections.abc import Callable
@@ -15,20 +20,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.solvers.base import Solution, iterate
+from mdeq_jax.solvers.checks import check_count
 
 
 class _Ring(NamedTuple):
     """The last m iterates, in arbitrary order.
 
     Attributes:
-        z: `[B, m, D]`.
         f: `[B, m, D]` f at each.
-        gram: `[B, m, m]` inner products of the residuals g_j = f_j - z_j.
+        g: `[B, m, D]` the residual f(z) - z of each.
+        gram: `[B, m, m]` inner products of the residuals.
+        filled: `[B, m]` bool, the iterates that are combined.
     """
 
-    z: jax.Array
     f: jax.Array
+    g: jax.Array
     gram: jax.Array
+    filled: jax.Array
 
 
 def anderson(
@@ -42,13 +50,17 @@ def anderson(
     lam: float = 1e-4,
     beta: float = 1.0,
     scale_lam: bool = True,
+    restart_every: int | None = None,
+    restart_growth: float | None = None,
     step_budget: int | jax.Array | None = None,
 ) -> Solution:
     """Solves f(z) = z by Anderson acceleration, every sample on its own.
 
+    Two `[B, m, D]` arrays are kept and each is read once a step.
+
     Args:
         f: `[B, D] -> [B, D]`, each row a function of its own row.
-        z0: `[B, D]` start.
+        z0: `[B, D]` start; a good guess (the last video frame's state, say) saves steps.
         max_steps: most steps; `f` is evaluated once more than there are steps.
         tol: a sample is done once its residual is under this.
         stop_mode: "rel" or "abs", see `Solution`.
@@ -58,60 +70,84 @@ def anderson(
         scale_lam: adds `max(lam * min(1, s), 10 * eps * s)` to the Gram matrix's diagonal, where
             s is the mean of that diagonal: strong enough where residuals are large, and still
             small beside them once they are small. False adds `lam` alone, as the original does.
+        restart_every: restarts after every so many steps; None is never.
+        restart_growth: restarts a sample whose residual |f(z) - z| exceeds this many times the
+            smallest in its ring, at least 1 (2 in the source); None is never.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
 
     Raises:
         ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
     """
-    if m < 1:
-        raise ValueError(f"m, the number of iterates combined, must be at least 1; got {m}.")
-    if lam < 0:
+    check_count("m, the number of iterates combined,", m)
+    if not lam >= 0:
         raise ValueError(f"lam must not be negative; got {lam}.")
     if not 0 < beta <= 1:
         raise ValueError(f"beta must be in (0, 1]; got {beta}.")
+    if restart_every is not None:
+        check_count("restart_every", restart_every)
+    if restart_growth is not None and not restart_growth >= 1:
+        raise ValueError(
+            f"restart_growth must be at least 1, or every step restarts; got {restart_growth}."
+        )
     dtype = z0.dtype
     slots = min(m, max_steps)
-    tiny = jnp.finfo(dtype).tiny
+    eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
 
     def init(z):
-        empty = jnp.zeros((z.shape[0], slots, z.shape[1]), dtype)
-        return _Ring(z=empty, f=empty, gram=jnp.zeros((z.shape[0], slots, slots), dtype))
+        batch, features = z.shape
+        empty = jnp.zeros((batch, slots, features), dtype)
+        gram = jnp.zeros((batch, slots, slots), dtype)
+        return _Ring(f=empty, g=empty, gram=gram, filled=jnp.zeros((batch, slots), bool))
+
+    def kept(ring, gram, slot, step):
+        """`[B, m]` bool: the iterates that are combined now."""
+        newest = jnp.arange(slots)[None, :] == slot
+        restart = jnp.zeros(gram.shape[0], bool)
+        if restart_every is not None:
+            restart |= (step > 0) & (step % restart_every == 0)
+        if restart_growth is not None:
+            squares = jnp.einsum("bii->bi", gram)
+            smallest = jnp.min(jnp.where(ring.filled, squares, jnp.inf), axis=1)
+            restart |= squares[:, slot] > restart_growth**2 * smallest
+        return newest | (ring.filled & ~restart[:, None])
 
     def coefficients(gram, filled):
         """`[B, m]`: the constrained least squares, from (G + lam I) y = 1, a = y / sum y."""
-        s = jnp.einsum("bii->b", gram) / jnp.sum(filled)
+        eye = jnp.eye(slots, dtype=dtype)[None]
+        pair = filled[:, :, None] & filled[:, None, :]
+        gram = jnp.where(pair, gram, 0)
+        s = jnp.einsum("bii->b", gram) / jnp.sum(filled, axis=1)
         if scale_lam:
-            added = jnp.maximum(lam * jnp.minimum(1, s), 10 * jnp.finfo(dtype).eps * s)
+            added = jnp.maximum(lam * jnp.minimum(1, s), 10 * eps * s)
         else:
             added = jnp.full_like(s, lam)
         # Scaled by its own size, so that the factorisation sees numbers near one; slots that are
-        # still empty get a unit diagonal and a zero right-hand side.
+        # not combined get a unit diagonal and a zero right-hand side.
         size = jnp.maximum(s + added, tiny)[:, None, None]
-        pair = (filled[:, None] & filled[None, :])[None]
-        eye = jnp.eye(slots, dtype=dtype)[None]
         matrix = jnp.where(pair, (gram + eye * added[:, None, None]) / size, eye)
-        ones = jnp.broadcast_to(filled.astype(dtype)[None, :], gram.shape[:2])
-        y = jnp.linalg.solve(matrix, ones[..., None])[..., 0]
+        y = jnp.linalg.solve(matrix, filled[..., None].astype(dtype))[..., 0]
         total = jnp.sum(y, axis=1, keepdims=True)
-        alpha = y / jnp.where(total == 0, 1, total)
-        usable = jnp.isfinite(alpha).all(axis=1) & (total[:, 0] != 0)
+        alpha = y / jnp.where(total > 0, total, 1)
+        # The sum is positive for every positive definite matrix: where it is not, rounding won.
+        usable = jnp.isfinite(alpha).all(axis=1) & (total[:, 0] > 0)
         return alpha, usable
 
     def update(ring, step, z, fz, gz, active):
         slot = step % slots
-        zs = ring.z.at[:, slot].set(z)
         fs = ring.f.at[:, slot].set(fz)
+        gs = ring.g.at[:, slot].set(gz)
         inner = jnp.einsum(
-            "bmd,bd->bm", fs - zs, gz, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
+            "bmd,bd->bm", gs, gz, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
         )
         gram = ring.gram.at[:, slot, :].set(inner).at[:, :, slot].set(inner)
-        alpha, usable = coefficients(gram, jnp.arange(slots) <= step)
+        filled = kept(ring, gram, slot, step)
+        alpha, usable = coefficients(gram, filled)
         # Without a usable combination a sample takes the plain step.
         plain = jnp.zeros_like(alpha).at[:, slot].set(1)
         alpha = jnp.where(usable[:, None], alpha, plain)
-        mixed = fs if beta == 1 else beta * fs + (1 - beta) * zs
+        mixed = fs if beta == 1 else fs - (1 - beta) * gs
         proposed = jnp.einsum("bm,bmd->bd", alpha, mixed, precision=lax.Precision.HIGHEST)
-        return _Ring(zs, fs, gram), proposed, jnp.zeros_like(active)
+        return _Ring(fs, gs, gram, filled), proposed, jnp.zeros_like(active)
 
     return iterate(
         f,
