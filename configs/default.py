@@ -84,10 +84,19 @@ def get_config() -> ml_collections.ConfigDict:
             weight_decay=0.0,  # added to the gradient, as torch.optim does
             momentum=0.9,  # sgd only
             nesterov=False,  # sgd only
-            schedule="cosine",  # or "constant"
-            warmup_steps=0,
+            schedule="cosine",  # or "step", "polynomial", "constant"
+            warmup_steps=0,  # the rate rises linearly over these, before the schedule begins
+            decay_epochs=placeholder(tuple),  # step: when the rate falls
+            decay_factor=placeholder(float),  # step: what it is multiplied by; None: 0.1
+            decay_power=placeholder(float),  # polynomial; None: 0.9
             grad_clip=placeholder(float),  # global norm
+            accumulate_steps=1,  # parts in which each device takes its share of a batch
+            ema_decay=placeholder(float),  # moving average of the weights, which is evaluated
+            max_skipped_updates=20,  # in a row, with a loss or gradient that is not finite
             label_smoothing=0.0,
+            class_weights=placeholder(object),  # segmentation: "cityscapes", or a number a class
+            ohem_threshold=placeholder(float),  # segmentation: learn from pixels predicted under it
+            ohem_min_kept=placeholder(int),  # and from no fewer than this many of a batch
             sync_batch_norm=False,  # statistics over all devices instead of each its own
             pretrain_steps=0,  # steps that train `pretrain_layers` plain layers first
             pretrain_layers=0,
@@ -115,8 +124,27 @@ def get_config() -> ml_collections.ConfigDict:
         )
     )
     config.eval = ml_collections.ConfigDict(
-        dict(every_epochs=1.0, batch_size=placeholder(int))  # batch size: as in training
+        dict(
+            every_epochs=1.0,
+            batch_size=placeholder(int),  # None: as in training
+            scales=(1.0,),  # segmentation: of the image; the probabilities are averaged
+            flip=False,  # segmentation: average with the mirrored image
+            window=placeholder(tuple),  # segmentation: height, width; None: whole images
+            stride=placeholder(tuple),  # segmentation: of the windows; None: 2/3 of them
+            warm_start=True,  # segmentation: --predict starts from the last frame's equilibrium
+            spectral_radius_every_epochs=placeholder(float),  # of the cell's Jacobian; None: never
+        )
     )
-    config.log = ml_collections.ConfigDict(dict(every_steps=50))
-    config.checkpoint = ml_collections.ConfigDict(dict(every_epochs=1.0, keep=3))
+    config.log = ml_collections.ConfigDict(
+        dict(
+            every_steps=50,  # a line of training figures
+            tensorboard=True,  # WORKDIR/tensorboard
+        )
+    )
+    config.checkpoint = ml_collections.ConfigDict(
+        dict(
+            every_epochs=1.0,
+            keep=3,  # how many of the newest; the best is kept besides, in WORKDIR/best
+        )
+    )
     return config
