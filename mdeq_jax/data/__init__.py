@@ -1,15 +1,18 @@
 """Data sets and loaders: `load_dataset(config.data)`, then `TrainLoader` and `EvalLoader`."""
 
 from mdeq_jax.data import camvid, cifar10, cityscapes, digits, image_folder, imagenet2012
+from mdeq_jax.data.classes import LabelClass
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
 from mdeq_jax.data.pipeline import EvalLoader, TrainLoader, shard_batch
 from mdeq_jax.data.prefetch import Prefetcher
 
 __all__ = [
+    "CLASS_TABLES",
     "DATASETS",
     "IGNORE_LABEL",
     "Dataset",
     "EvalLoader",
+    "LabelClass",
     "Prefetcher",
     "TrainLoader",
     "load_dataset",
@@ -24,6 +27,8 @@ DATASETS = {
     "cityscapes": cityscapes.load,
     "camvid": camvid.load,
 }
+# The labels of each segmentation set: id, name, colour, category, ignored or not.
+CLASS_TABLES = {"cityscapes": cityscapes.LABELS, "camvid": camvid.LABELS}
 _SEGMENTATION_FIELDS = ("convert_to_rgb", "eval_image_size", "base_size", "scale_factor")
 # Fields of `config.data` that only some sets have; for the others they must stay unset.
 _OPTIONAL_FIELDS = {

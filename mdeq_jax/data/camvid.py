@@ -3,24 +3,29 @@
 G. Brostow et al., Semantic Object Classes in Video, 2009; the split of SegNet (1511.00561).
 """
 
+from mdeq_jax.data.classes import LabelClass, evaluated, train_ids
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
 from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.files import list_images, pair_reader, require_folders
 from mdeq_jax.data.transforms import SegmentationTransform, label_table
 
-CLASS_NAMES = (
-    "sky",
-    "building",
-    "pole",
-    "road",
-    "pavement",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
-    "bicyclist",
+# Names and ids of the 12-label maps that came with SegNet; CamVid's own colours of the labels that
+# these come from. The 11 classes have no categories of their own: these are Cityscapes'.
+LABELS = (
+    LabelClass(0, "sky", (128, 128, 128), "sky"),
+    LabelClass(1, "building", (128, 0, 0), "construction"),
+    LabelClass(2, "pole", (192, 192, 128), "object"),
+    LabelClass(3, "road", (128, 64, 128), "flat"),
+    LabelClass(4, "pavement", (0, 0, 192), "flat"),
+    LabelClass(5, "tree", (128, 128, 0), "nature"),
+    LabelClass(6, "sign", (192, 128, 128), "object"),
+    LabelClass(7, "fence", (64, 64, 128), "construction"),
+    LabelClass(8, "car", (64, 0, 128), "vehicle"),
+    LabelClass(9, "pedestrian", (64, 64, 0), "human"),
+    LabelClass(10, "bicyclist", (0, 128, 192), "human"),
+    LabelClass(11, "void", (0, 0, 0), "void", ignored=True),
 )
+CLASSES = evaluated(LABELS)
 VOID = 11  # in the files; `IGNORE_LABEL` in a batch
 BASE_SIZE = 480
 
@@ -43,7 +48,7 @@ def load(config) -> Dataset:
         raise ValueError(f"config.data.eval_split is {eval_split!r}, but must be 'val' or 'test'.")
     folders = ("train", "trainannot", eval_split, f"{eval_split}annot")
     root = require_folders(config.data_dir, "camvid", folders)
-    table = label_table({**{i: i for i in range(len(CLASS_NAMES))}, VOID: IGNORE_LABEL})
+    table = label_table(train_ids(LABELS, IGNORE_LABEL))
 
     def split(folder, train):
         pairs = [
@@ -57,7 +62,7 @@ def load(config) -> Dataset:
     return Dataset(
         name="camvid",
         task="segmentation",
-        class_names=CLASS_NAMES,
+        class_names=tuple(c.name for c in CLASSES),
         image_size=tuple(config.image_size),
         train=split("train", train=True),
         eval=split(eval_split, train=False),

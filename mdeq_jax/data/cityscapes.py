@@ -4,9 +4,9 @@ M. Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding,
 """
 
 import pathlib
-from typing import NamedTuple
 
 from mdeq_jax.data import tfds_records
+from mdeq_jax.data.classes import LabelClass, evaluated, train_ids
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
 from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.files import list_images, pair_reader, require_folders
@@ -16,40 +16,53 @@ BASE_SIZE = 2048
 TFDS_NAME = "cityscapes/semantic_segmentation"
 
 
-class CityscapesClass(NamedTuple):
-    """A class that is trained: its label in the files, and its name. Its place is its train id."""
-
-    label: int
-    name: str
-
-
-# The 19 of the 34 labels (cityscapesScripts, helpers/labels.py) that the benchmark evaluates.
-CLASSES = (
-    CityscapesClass(7, "road"),
-    CityscapesClass(8, "sidewalk"),
-    CityscapesClass(11, "building"),
-    CityscapesClass(12, "wall"),
-    CityscapesClass(13, "fence"),
-    CityscapesClass(17, "pole"),
-    CityscapesClass(19, "traffic light"),
-    CityscapesClass(20, "traffic sign"),
-    CityscapesClass(21, "vegetation"),
-    CityscapesClass(22, "terrain"),
-    CityscapesClass(23, "sky"),
-    CityscapesClass(24, "person"),
-    CityscapesClass(25, "rider"),
-    CityscapesClass(26, "car"),
-    CityscapesClass(27, "truck"),
-    CityscapesClass(28, "bus"),
-    CityscapesClass(31, "train"),
-    CityscapesClass(32, "motorcycle"),
-    CityscapesClass(33, "bicycle"),
+# All labels of the data set (cityscapesScripts, helpers/labels.py); the benchmark evaluates those
+# that are not ignored. The licence plate, -1, is 255 in the 8 bits of a PNG.
+LABELS = (
+    LabelClass(0, "unlabeled", (0, 0, 0), "void", ignored=True),
+    LabelClass(1, "ego vehicle", (0, 0, 0), "void", ignored=True),
+    LabelClass(2, "rectification border", (0, 0, 0), "void", ignored=True),
+    LabelClass(3, "out of roi", (0, 0, 0), "void", ignored=True),
+    LabelClass(4, "static", (0, 0, 0), "void", ignored=True),
+    LabelClass(5, "dynamic", (111, 74, 0), "void", ignored=True),
+    LabelClass(6, "ground", (81, 0, 81), "void", ignored=True),
+    LabelClass(7, "road", (128, 64, 128), "flat"),
+    LabelClass(8, "sidewalk", (244, 35, 232), "flat"),
+    LabelClass(9, "parking", (250, 170, 160), "flat", ignored=True),
+    LabelClass(10, "rail track", (230, 150, 140), "flat", ignored=True),
+    LabelClass(11, "building", (70, 70, 70), "construction"),
+    LabelClass(12, "wall", (102, 102, 156), "construction"),
+    LabelClass(13, "fence", (190, 153, 153), "construction"),
+    LabelClass(14, "guard rail", (180, 165, 180), "construction", ignored=True),
+    LabelClass(15, "bridge", (150, 100, 100), "construction", ignored=True),
+    LabelClass(16, "tunnel", (150, 120, 90), "construction", ignored=True),
+    LabelClass(17, "pole", (153, 153, 153), "object"),
+    LabelClass(18, "polegroup", (153, 153, 153), "object", ignored=True),
+    LabelClass(19, "traffic light", (250, 170, 30), "object"),
+    LabelClass(20, "traffic sign", (220, 220, 0), "object"),
+    LabelClass(21, "vegetation", (107, 142, 35), "nature"),
+    LabelClass(22, "terrain", (152, 251, 152), "nature"),
+    LabelClass(23, "sky", (70, 130, 180), "sky"),
+    LabelClass(24, "person", (220, 20, 60), "human"),
+    LabelClass(25, "rider", (255, 0, 0), "human"),
+    LabelClass(26, "car", (0, 0, 142), "vehicle"),
+    LabelClass(27, "truck", (0, 0, 70), "vehicle"),
+    LabelClass(28, "bus", (0, 60, 100), "vehicle"),
+    LabelClass(29, "caravan", (0, 0, 90), "vehicle", ignored=True),
+    LabelClass(30, "trailer", (0, 0, 110), "vehicle", ignored=True),
+    LabelClass(31, "train", (0, 80, 100), "vehicle"),
+    LabelClass(32, "motorcycle", (0, 0, 230), "vehicle"),
+    LabelClass(33, "bicycle", (119, 11, 32), "vehicle"),
+    LabelClass(-1, "license plate", (0, 0, 142), "vehicle", ignored=True),
 )
-# -1 is the licence plate, 255 in the 8 bits of a PNG.
-TRAIN_IDS = {
-    **{label: IGNORE_LABEL for label in range(-1, 34)},
-    **{c.label: train_id for train_id, c in enumerate(CLASSES)},
-}
+CLASSES = evaluated(LABELS)
+TRAIN_IDS = train_ids(LABELS, IGNORE_LABEL)
+
+# Weights of the 19 classes in the loss, as HRNet and the original MDEQ train with.
+CLASS_WEIGHTS = (
+    *(0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023),
+    *(0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507),
+)
 
 
 def load(config) -> Dataset:
