@@ -48,7 +48,8 @@ class Solution(NamedTuple):
             the last sample is done. Under `jax.vmap` each element counts its own; `f` runs, masked,
             until the slowest element is done.
         status: `[B]` int32, values of `Status`.
-        abs_trace: `[max_steps, B]` absolute residual after each step; NaN once a sample is done.
+        abs_trace: `[max_steps, B]` absolute residual after each step, infinite where it is no
+            number; NaN once a sample is done.
         rel_trace: `[max_steps, B]` the same for the relative residual.
     """
 
@@ -88,16 +89,17 @@ _ACTIVE = -1
 
 def _norm(x: jax.Array) -> jax.Array:
     """`sample_norm` whose squares cannot overflow, nor vanish: a lost residual would be a lie."""
-    largest = jnp.max(jnp.abs(x), axis=1, initial=0)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    limit = float(jnp.finfo(x.dtype).max) ** 0.75  # its reciprocal must not be a subnormal number
+    scale = jnp.clip(jnp.max(jnp.abs(x), axis=1, initial=0), 1 / limit, limit)
     return scale * sample_norm(x / scale[:, None])
 
 
 def _residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Absolute and relative residual, and whether both are numbers. Each `[B]`."""
+    """Absolute and relative residual, infinite where they are no numbers, and where they are."""
     absolute, size = _norm(fz - z), _norm(fz)
     finite = jnp.isfinite(absolute) & jnp.isfinite(size)
-    return absolute, absolute / (size + REL_EPS), finite
+    relative = jnp.where(finite, absolute / (size + REL_EPS), jnp.inf)
+    return jnp.where(finite, absolute, jnp.inf), relative, finite
 
 
 def _stalled(trace: jax.Array, residual: jax.Array, step: jax.Array, tol: float) -> jax.Array:
@@ -156,8 +158,8 @@ def iterate(
         z=z0,
         fz=jnp.where(finite[:, None], fz0, z0),
         best=z0,
-        best_abs=jnp.where(finite, first_abs, jnp.inf),
-        best_rel=jnp.where(finite, first_rel, jnp.inf),
+        best_abs=first_abs,
+        best_rel=first_rel,
         best_step=jnp.zeros(batch, jnp.int32),
         status=status.astype(jnp.int32),
         abs_trace=nan_trace,
