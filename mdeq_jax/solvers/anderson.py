@@ -69,7 +69,8 @@ def anderson(
         beta: mixing, in (0, 1]; below 1 the iterates themselves are mixed in.
         scale_lam: adds `max(lam * min(1, s), 10 * eps * s)` to the Gram matrix's diagonal, where
             s is the mean of that diagonal: strong enough where residuals are large, and still
-            small beside them once they are small. False adds `lam` alone, as the original does.
+            small beside them once they are small. False adds `lam` however small they are, as the
+            original does, and never less than the same rounding.
         restart_every: restarts after every so many steps; None is never.
         restart_growth: restarts a sample whose residual |f(z) - z| exceeds this many times the
             smallest in its ring, at least 1 (2 in the source); None is never.
@@ -117,10 +118,8 @@ def anderson(
         pair = filled[:, :, None] & filled[:, None, :]
         gram = jnp.where(pair, gram, 0)
         s = jnp.einsum("bii->b", gram) / jnp.sum(filled, axis=1)
-        if scale_lam:
-            added = jnp.maximum(lam * jnp.minimum(1, s), 10 * eps * s)
-        else:
-            added = jnp.full_like(s, lam)
+        # Never less than rounding, below which the matrix may be singular.
+        added = jnp.maximum(lam * (jnp.minimum(1, s) if scale_lam else 1), 10 * eps * s)
         # Scaled by its own size, so that the factorisation sees numbers near one; slots that are
         # not combined get a unit diagonal and a zero right-hand side.
         size = jnp.maximum(s + added, tiny)[:, None, None]
