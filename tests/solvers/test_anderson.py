@@ -1,0 +1,123 @@
+"""Anderson acceleration against its definition, its restarts, and singular Gram matrices."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sample_maps import Maps, compiled, mixed_batch, stack
+
+from mdeq_jax.solvers import Status, anderson
+
+STEPS = 16
+
+
+def textbook_anderson(f, z, steps, *, m=6, lam=1e-4, beta=1.0, every=None, growth=None):
+    """Relative residuals and restarts of one sample, from lists and a dense solve in float64."""
+    zs, fs, residuals, restarts = [], [], [], 0
+    for step in range(steps + 1):
+        fz = f(z)
+        residuals.append(np.linalg.norm(fz - z) / np.linalg.norm(fz))
+        norms = [np.linalg.norm(b - a) for a, b in zip(zs, fs)]
+        grown = growth is not None and zs and np.linalg.norm(fz - z) > growth * min(norms)
+        if grown or (every is not None and step and step % every == 0):
+            zs, fs, restarts = [], [], restarts + 1
+        zs, fs = [*zs, z][-m:], [*fs, fz][-m:]
+        g = np.stack(fs) - np.stack(zs)
+        gram = g @ g.T
+        scale = np.trace(gram) / len(gram)
+        ridge = max(lam * min(1, scale), 10 * np.finfo(float).eps * scale)
+        alpha = np.linalg.solve(gram + ridge * np.eye(len(gram)), np.ones(len(gram)))
+        alpha /= alpha.sum()
+        z = alpha @ (beta * np.stack(fs) + (1 - beta) * np.stack(zs))
+    return residuals[1:], restarts
+
+
+OPTIONS = {
+    "plain": {},
+    "mixing": {"m": 3, "beta": 0.6},
+    "restarts at intervals": {"m": 4, "restart_every": 6},
+    "restarts on growth": {"restart_growth": 1.2},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_anderson_is_anderson(options, x64):
+    samples, _ = mixed_batch()
+    samples = {name: samples[name] for name in ("contraction", "steep tanh", "rotation", "slow")}
+    maps = stack(samples.values())
+    starts = np.ones(maps.b.shape)
+    sol = compiled(anderson, max_steps=STEPS, tol=0.0, **options)(maps, starts, STEPS)
+    names = {"restart_every": "every", "restart_growth": "growth"}
+    definition = {names.get(key, key): value for key, value in options.items()}
+    restarts = []
+    for i, start in enumerate(starts):
+        one = maps.only(i)
+        expected, restarted = textbook_anderson(
+            lambda z, one=one: np.asarray(one(jnp.asarray(z[None])))[0], start, STEPS, **definition
+        )
+        np.testing.assert_allclose(sol.rel_trace[:, i], expected, rtol=1e-5, atol=1e-14)
+        restarts.append(restarted)
+    if "restart_every" in options:
+        assert restarts == [2, 2, 2, 2]
+    if "restart_growth" in options:  # each sample its own
+        assert max(restarts) > min(restarts) == 0
+
+
+def singular_batch():
+    """Float32 maps of 4 dimensions whose Gram matrices are singular: `{name: (A, b, start)}`."""
+    eye, ones, none = np.eye(4), np.ones(4), np.zeros(4)
+    half = 0.5 * eye
+    first = np.diag([0.9, 0, 0, 0])
+    return {
+        "every residual the same": (eye, ones, none),
+        "residuals of opposite sign": (-eye, ones, none),
+        "zero residual after a step": (0 * eye, ones, none),
+        "one dimension": (first, ones * [1, 0, 0, 0], none),
+        "two dimensions": (np.diag([0.9, -0.7, 0, 0]), ones * [1, 1, 0, 0], none),
+        "zero residual at the start": (half, ones, 2 * ones),
+        "equal iterates": (half, ones, 2 * ones * (1 + 1e-7)),
+        "large": (half, 1e8 * ones, none),
+        "squares overflow": (half, 1e25 * ones, none),
+        "squares vanish": (half, 1e-25 * ones, none),
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"m": 12}, {"lam": 0.0, "scale_lam": False}],
+    ids=["default", "wide", "no regularisation"],
+)
+def test_singular_gram_matrices_in_float32(options):
+    batch = singular_batch()
+    a, b, start = (np.stack([s[i] for s in batch.values()]).astype(np.float32) for i in range(3))
+    maps = Maps(a, b, np.zeros(len(a), bool))
+    solve = compiled(anderson, max_steps=100, tol=1e-5, **options)
+    sol, first = solve(maps, start, 100), solve(maps, start, 0)
+    assert sol.z.dtype == np.float32
+    assert np.isfinite(sol.z).all()
+    assert (sol.rel_residual <= first.rel_residual).all()
+    for name, status, z in zip(batch, np.asarray(sol.status), np.asarray(sol.z)):
+        if name == "every residual the same":  # no fixed point
+            assert status == Status.MAX_STEPS, name
+            continue
+        assert status == Status.CONVERGED, name
+        matrix, shift, _ = batch[name]
+        expected = np.linalg.solve(np.eye(4) - matrix, shift)
+        if name != "squares vanish":  # converged at once: 1e-25 is nothing beside 1e-9
+            np.testing.assert_allclose(z, expected, rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"m": 0}, ValueError, "m, the number of iterates combined, must be at least 1; got 0"),
+        ({"m": 2.5}, TypeError, "must be an integer of at least 1; got 2.5"),
+        ({"lam": -1.0}, ValueError, "lam must not be negative; got -1"),
+        ({"lam": float("nan")}, ValueError, "lam must not be negative; got nan"),
+        ({"beta": 0}, ValueError, r"beta must be in \(0, 1\]; got 0"),
+        ({"restart_every": 0}, ValueError, "restart_every must be at least 1; got 0"),
+        ({"restart_growth": 0.5}, ValueError, "restart_growth must be at least 1.*got 0.5"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        anderson(jnp.cos, jnp.zeros((1, 3)), **options)
