@@ -19,7 +19,7 @@ BATCH_AXIS = "batch"  # name of the pmap axis
 
 _SOLVER_OPTIONS = {
     "broyden": ("history_dtype",),
-    "anderson": ("m", "lam", "beta"),
+    "anderson": ("m", "lam", "beta", "restart_every", "restart_growth"),
     "fixed_point_iteration": ("tau",),
 }
 _GRADIENT_OPTIONS = {
