@@ -4,6 +4,11 @@ from mdeq_jax.solvers.anderson import anderson
 from mdeq_jax.solvers.base import Solution, Status
 from mdeq_jax.solvers.broyden import broyden
 from mdeq_jax.solvers.fixed_point import fixed_point_iteration
+from mdeq_jax.solvers.inverse import (
+    InverseEstimate,
+    inverse_product,
+    transposed_inverse_product,
+)
 
 SOLVERS = {
     "broyden": broyden,
@@ -11,4 +16,14 @@ SOLVERS = {
     "fixed_point_iteration": fixed_point_iteration,
 }
 
-__all__ = ["SOLVERS", "Solution", "Status", "anderson", "broyden", "fixed_point_iteration"]
+__all__ = [
+    "SOLVERS",
+    "InverseEstimate",
+    "Solution",
+    "Status",
+    "anderson",
+    "broyden",
+    "fixed_point_iteration",
+    "inverse_product",
+    "transposed_inverse_product",
+]

@@ -53,6 +53,7 @@ def anderson(
     restart_every: int | None = None,
     restart_growth: float | None = None,
     step_budget: int | jax.Array | None = None,
+    record_at: tuple[int, ...] = (),
 ) -> Solution:
     """Solves f(z) = z by Anderson acceleration, every sample on its own.
 
@@ -75,6 +76,7 @@ def anderson(
         restart_growth: restarts a sample whose residual |f(z) - z| exceeds this many times the
             smallest in its ring, at least 1 (2 in the source); None is never.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
+        record_at: steps after which the best iterates are recorded in the report, ascending.
 
     Raises:
         ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
@@ -157,4 +159,5 @@ def anderson(
         tol=tol,
         stop_mode=stop_mode,
         step_budget=step_budget,
+        record_at=record_at,
     )

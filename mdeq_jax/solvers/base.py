@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.solvers.checks import check_arguments
+from mdeq_jax.solvers.checks import check_arguments, check_record_at
 from mdeq_jax.tree import sample_norm
 
 REL_EPS = 1e-9  # keeps the relative residual finite where f(z) = 0
@@ -51,6 +51,9 @@ class Solution(NamedTuple):
         abs_trace: `[max_steps, B]` absolute residual after each step, infinite where it is no
             number; NaN once a sample is done.
         rel_trace: `[max_steps, B]` the same for the relative residual.
+        recorded: `[n, B, D]` best iterate of each sample after the n steps `record_at`, those that
+            a solve did not come to like its last; `()` where none were asked for.
+        inverse: Broyden's `InverseEstimate`, where it was asked for; else `()`.
     """
 
     z: jax.Array
@@ -61,6 +64,8 @@ class Solution(NamedTuple):
     status: jax.Array
     abs_trace: jax.Array
     rel_trace: jax.Array
+    recorded: jax.Array | tuple = ()
+    inverse: Any = ()
 
 
 # (algorithm state, step, z, f(z), f(z) - z, active) -> (algorithm state, next z, stuck [B]).
@@ -81,6 +86,7 @@ class _Loop(NamedTuple):
     status: jax.Array  # [B]; _ACTIVE while the sample runs
     abs_trace: jax.Array  # [max_steps, B]
     rel_trace: jax.Array  # [max_steps, B]
+    recorded: jax.Array | tuple  # [n, B, D]
     algorithm: Any
 
 
@@ -122,6 +128,8 @@ def iterate(
     tol: float,
     stop_mode: str,
     step_budget: int | jax.Array | None,
+    record_at: tuple[int, ...] = (),
+    keep_algorithm: bool = False,
 ) -> Solution:
     """Runs `update` until no sample is active or the steps are used up.
 
@@ -134,10 +142,13 @@ def iterate(
         tol: a sample is finished once its residual is under this.
         stop_mode: which residual counts, "rel" or "abs".
         step_budget: ends the loop earlier; may be traced, so changing it does not recompile.
+        record_at: steps after which the best iterates are recorded, ascending.
+        keep_algorithm: hands out the algorithm's last state as the solution's `inverse`.
 
     Raises:
-        ValueError, TypeError: see `check_arguments`.
+        ValueError, TypeError: see `check_arguments`, `check_record_at`.
     """
+    check_record_at(record_at, max_steps)
     check_arguments(
         f, z0, max_steps=max_steps, tol=tol, stop_mode=stop_mode, step_budget=step_budget
     )
@@ -164,6 +175,7 @@ def iterate(
         status=status.astype(jnp.int32),
         abs_trace=nan_trace,
         rel_trace=nan_trace,
+        recorded=jnp.broadcast_to(z0, (len(record_at), *z0.shape)) if record_at else (),
         algorithm=init(z0),
     )
 
@@ -206,6 +218,10 @@ def iterate(
         # A sample that is done rests at its best iterate, with f(z) - z = 0: finite and harmless.
         best_z = jnp.where(better[:, None], z, loop.best)
         healthy = (moving & ~diverged)[:, None]
+        recorded = loop.recorded
+        if record_at:  # each slot is overwritten until its step has come
+            slot = jnp.searchsorted(jnp.asarray(record_at), step)
+            recorded = recorded.at[slot].set(best_z, mode="drop")
         return _Loop(
             step=step,
             z=jnp.where(healthy, z, best_z),
@@ -217,10 +233,15 @@ def iterate(
             status=jnp.where(active & ended, outcome, loop.status).astype(jnp.int32),
             abs_trace=abs_trace,
             rel_trace=rel_trace,
+            recorded=recorded,
             algorithm=algorithm,
         )
 
     end = lax.while_loop(cond, body, start)
+    recorded = end.recorded
+    if record_at:
+        passed = jnp.asarray(record_at) <= end.step
+        recorded = jnp.where(passed[:, None, None], recorded, end.best)
     return Solution(
         z=end.best,
         residual=end.best_abs,
@@ -230,6 +251,8 @@ def iterate(
         status=jnp.where(end.status == _ACTIVE, Status.MAX_STEPS, end.status).astype(jnp.int32),
         abs_trace=end.abs_trace,
         rel_trace=end.rel_trace,
+        recorded=recorded,
+        inverse=end.algorithm if keep_algorithm else (),
     )
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.solvers.base import Solution, iterate
+from mdeq_jax.solvers.inverse import InverseEstimate
 
 
 class _History(NamedTuple):
@@ -50,6 +51,8 @@ def broyden(
     stop_mode: str = "rel",
     history_dtype: str | None = None,
     step_budget: int | jax.Array | None = None,
+    record_at: tuple[int, ...] = (),
+    keep_inverse: bool = False,
 ) -> Solution:
     """Solves f(z) = z by Broyden's method, every sample on its own.
 
@@ -63,6 +66,9 @@ def broyden(
         history_dtype: type in which the steps are kept ("bfloat16" halves the memory); that of
             `z0` if None. Inner products are summed in the type of `z0` either way.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
+        record_at: steps after which the best iterates are recorded in the report, ascending.
+        keep_inverse: hands out the `InverseEstimate`, and with it all the steps: `max_steps`
+            states, which live for as long as it does.
 
     Raises:
         ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
@@ -139,7 +145,7 @@ def broyden(
         )
         return history, z + delta, stuck
 
-    return iterate(
+    solution = iterate(
         f,
         z0,
         init,
@@ -148,4 +154,9 @@ def broyden(
         tol=tol,
         stop_mode=stop_mode,
         step_budget=step_budget,
+        record_at=record_at,
+        keep_algorithm=keep_inverse,
     )
+    if keep_inverse:
+        solution = solution._replace(inverse=InverseEstimate(*solution.inverse, solution.steps))
+    return solution

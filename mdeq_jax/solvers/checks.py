@@ -65,3 +65,18 @@ def check_arguments(
             f"f must keep its argument's type: z0 is {z0.dtype}, f(z0) is {out.dtype}. "
             "Cast inside f (the solver's state keeps the type of z0)."
         )
+
+
+def check_record_at(record_at: tuple[int, ...], max_steps: int) -> None:
+    """Refuses steps to record that are not ascending or that the solver does not take.
+
+    Raises:
+        TypeError: one is not an integer.
+        ValueError: as said.
+    """
+    for step in record_at:
+        check_count("a step of record_at", step)
+    if list(record_at) != sorted(set(record_at)) or (record_at and record_at[-1] > max_steps):
+        raise ValueError(
+            f"record_at must be ascending steps up to max_steps={max_steps}; got {record_at}."
+        )

@@ -17,6 +17,7 @@ def fixed_point_iteration(
     stop_mode: str = "rel",
     tau: float = 1.0,
     step_budget: int | jax.Array | None = None,
+    record_at: tuple[int, ...] = (),
 ) -> Solution:
     """Iterates z <- (1 - tau) z + tau f(z) (Krasnoselskii-Mann; Picard for tau = 1).
 
@@ -28,6 +29,7 @@ def fixed_point_iteration(
         stop_mode: "rel" or "abs", see `Solution`.
         tau: damping, in (0, 1]; 1 is the undamped iteration.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
+        record_at: steps after which the best iterates are recorded in the report, ascending.
 
     Raises:
         ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
@@ -47,4 +49,5 @@ def fixed_point_iteration(
         tol=tol,
         stop_mode=stop_mode,
         step_budget=step_budget,
+        record_at=record_at,
     )
