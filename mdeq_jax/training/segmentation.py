@@ -1,0 +1,161 @@
+"""The task of `MDEQ` segmenters: loss and figures over pixels, inference on whole images."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from mdeq_jax.data import CLASS_TABLES, IGNORE_LABEL
+from mdeq_jax.data.cityscapes import CLASS_WEIGHTS
+from mdeq_jax.data.classes import evaluated
+from mdeq_jax.layers import resize_bilinear
+from mdeq_jax.models.build import BATCH_AXIS
+from mdeq_jax.training.confusion import confusion_matrix, scores
+from mdeq_jax.training.inference import InferenceSettings, segment
+from mdeq_jax.training.segmentation_losses import (
+    global_mean,
+    hard_pixels,
+    pixel_cross_entropy,
+    pixel_weights,
+)
+from mdeq_jax.training.task import Task
+
+_NAMED_WEIGHTS = {"cityscapes": CLASS_WEIGHTS}
+# Fields that only segmentation has, and their value where they are not used.
+_SEGMENTATION_FIELDS = (
+    ("train", "class_weights", None),
+    ("train", "ohem_threshold", None),
+    ("train", "ohem_min_kept", None),
+    ("eval", "scales", (1.0,)),
+    ("eval", "flip", False),
+    ("eval", "window", None),
+    ("eval", "stride", None),
+)
+
+
+def segmentation(config) -> Task:
+    """Pixel cross-entropy; mIoU and accuracies of one confusion matrix.
+
+    The loss is the weighted mean over the pixels that count; with `train.ohem_threshold`, the mean
+    of the weighted losses over the hard ones (`hard_pixels`). Both are over the batch of all
+    devices; with `train.accumulate_steps` over each of its parts, whose losses are averaged.
+
+    Raises:
+        ValueError: a setting that cannot work, or has no effect here.
+    """
+    train = config.train
+    check_settings(config)
+    weights = class_weights(train, config.model.num_classes)
+    settings = InferenceSettings.from_config(config)
+    names = class_names(config)
+
+    def loss(logits, batch):
+        labels = batch["label"]
+        losses = pixel_cross_entropy(_at_labels(logits, labels), labels, IGNORE_LABEL)
+        pixels = pixel_weights(labels, IGNORE_LABEL, weights, losses.dtype)
+        if train.ohem_threshold is None:
+            return global_mean(pixels * losses, pixels, BATCH_AXIS)
+        hard = hard_pixels(
+            losses,
+            labels != IGNORE_LABEL,
+            threshold=train.ohem_threshold,
+            min_kept=train.ohem_min_kept or 0,
+            axis_name=BATCH_AXIS,
+        ).astype(losses.dtype)
+        return global_mean(hard * pixels * losses, hard, BATCH_AXIS)
+
+    def figures(logits, batch):
+        labels, mask = batch["label"], batch["mask"]
+        logits = _at_labels(logits, labels)
+        losses = pixel_cross_entropy(logits, labels, IGNORE_LABEL)
+        counted = labels != IGNORE_LABEL
+        pixels = jnp.maximum(jnp.sum(counted, axis=(1, 2)), 1)
+        return {
+            "loss": jnp.sum(mask * jnp.sum(losses, axis=(1, 2)) / pixels),
+            "confusion": confusion_matrix(
+                jnp.argmax(logits, axis=-1),
+                labels,
+                counted & (mask[:, None, None] > 0),
+                config.model.num_classes,
+            ),
+        }
+
+    def summarize(sums):
+        return {
+            "loss": float(sums["loss"] / sums["count"]),
+            **scores(sums["confusion"], names),
+        }
+
+    return Task(loss, figures, summarize, "miou", partial(_infer, settings))
+
+
+def _infer(settings, model, variables, images, step_budget=None):
+    return segment(model, variables, images, settings, step_budget)
+
+
+def _at_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Logits `[B, h, w, C]` at the resolution of labels `[B, H, W]`."""
+    return resize_bilinear(logits, labels.shape[1:3])
+
+
+def class_names(config) -> tuple[str, ...]:
+    """Names of the classes of `config.data.name`, or their numbers where it has no class table."""
+    table = CLASS_TABLES.get(config.data.name)
+    if table is None:
+        return tuple(str(i) for i in range(config.model.num_classes))
+    return tuple(c.name for c in evaluated(table))
+
+
+def class_weights(train, num_classes: int) -> tuple[float, ...] | None:
+    """The weights that `train.class_weights` names or lists; None: every pixel counts the same.
+
+    Raises:
+        ValueError: an unknown name, another number of weights, or one that is not above 0.
+    """
+    given = train.class_weights
+    if given is None or given == "none":
+        return None
+    if isinstance(given, str):
+        if given not in _NAMED_WEIGHTS:
+            raise ValueError(
+                f"train.class_weights={given!r} must be one of {sorted(_NAMED_WEIGHTS)}, one "
+                "number a class, or None."
+            )
+        given = _NAMED_WEIGHTS[given]
+    weights = tuple(float(weight) for weight in given)
+    if len(weights) != num_classes or not all(weight > 0 for weight in weights):
+        raise ValueError(
+            f"train.class_weights={train.class_weights!r} stands for {weights}, but must be one "
+            f"number above 0 for each of the {num_classes} classes (model.num_classes)."
+        )
+    return weights
+
+
+def check_settings(config) -> None:
+    """Refuses settings of the loss that cannot work, and those that have no effect on the task.
+
+    Raises:
+        ValueError: as said.
+    """
+    train = config.train
+    if config.model.name != "mdeq_segmenter":
+        for where, field, unset in _SEGMENTATION_FIELDS:
+            if config[where][field] != unset:
+                raise ValueError(
+                    f"{where}.{field}={config[where][field]!r} is for segmentation and has no "
+                    f"effect on model.name={config.model.name!r}: leave it at {unset}."
+                )
+        return
+    threshold, kept = train.ohem_threshold, train.ohem_min_kept
+    if train.label_smoothing:
+        raise ValueError(
+            f"train.label_smoothing={train.label_smoothing} is for classification; the loss of "
+            "pixels has none: set it to 0."
+        )
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"train.ohem_threshold={threshold} must be a probability in (0, 1].")
+    if kept is not None and (threshold is None or kept < 0):
+        raise ValueError(
+            f"train.ohem_min_kept={kept} must be at least 0, and needs train.ohem_threshold "
+            f"(it is {threshold})."
+        )
