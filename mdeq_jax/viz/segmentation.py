@@ -1,0 +1,137 @@
+"""Segmentations as pictures: coloured maps, overlays and contact sheets."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+Color = tuple[int, int, int]
+
+
+def colorize(
+    classes: np.ndarray, colors: tuple[Color, ...], other: Color = (0, 0, 0)
+) -> np.ndarray:
+    """Draws a map of classes in their colours.
+
+    Args:
+        classes: int `[H, W]`.
+        colors: RGB of the classes 0, 1, ...
+        other: RGB of every other value.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
+    palette = np.array([*colors, other], np.uint8)
+    known = (classes >= 0) & (classes < len(colors))
+    return palette[np.where(known, classes, len(colors))]
+
+
+def overlay(image: np.ndarray, colored: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """Lays a coloured map over its image.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        colored: uint8 `[H, W, 3]`.
+        opacity: of the map, in [0, 1].
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
+    mixed = (1 - opacity) * image.astype(np.float32) + opacity * colored
+    return np.rint(mixed).astype(np.uint8)
+
+
+class Row(NamedTuple):
+    """One image of a contact sheet.
+
+    Attributes:
+        name: of the image.
+        image: uint8 `[H, W, 3]`.
+        truth: int `[H, W]`; None: not known.
+        prediction: int `[H, W]`.
+        confidence: `[H, W]` probability of the predicted class.
+        residual: `[h, w]` relative residual of the equilibrium, at any resolution.
+        caption: figures of this image.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray | None
+    prediction: np.ndarray
+    confidence: np.ndarray
+    residual: np.ndarray
+    caption: str = ""
+
+
+def contact_sheet(
+    path: Path,
+    rows: list[Row],
+    class_names: tuple[str, ...],
+    colors: tuple[Color, ...],
+    *,
+    title: str = "",
+    dpi: int = 100,
+) -> None:
+    """Draws image, truth, prediction, confidence and residual side by side, one row an image.
+
+    The residual is drawn on one logarithmic scale for the whole sheet. Truths are shown where
+    there is one.
+
+    Args:
+        path: picture file to write.
+        rows: what to draw.
+        class_names: of the classes 0, 1, ...
+        colors: RGB of the same.
+        title: of the sheet.
+        dpi: pixels an inch; a panel is 3 inches wide.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("A contact sheet needs at least one row; got none.")
+    with_truth = any(row.truth is not None for row in rows)
+    headings = ["image", *(["truth"] if with_truth else []), "prediction"]
+    headings += ["confidence", "residual |f(z) − z| / |f(z)|"]
+    height = 3 * max(row.image.shape[0] / row.image.shape[1] for row in rows)
+    figure = Figure(
+        figsize=(3 * len(headings), (height + 0.25) * len(rows) + 0.9), layout="constrained"
+    )
+    figure.suptitle(title, fontsize=11)
+    grid = figure.subplots(len(rows), len(headings), squeeze=False)
+    logarithms = [np.log10(np.maximum(row.residual, 1e-12)) for row in rows]
+    low, high = np.quantile(np.concatenate([x.ravel() for x in logarithms]), (0.01, 0.99))
+
+    for axes, row, logarithm in zip(grid, rows, logarithms):
+        panels = [row.image]
+        if with_truth:
+            blank = np.full(row.prediction.shape, -1)
+            panels.append(colorize(blank if row.truth is None else row.truth, colors))
+        panels.append(colorize(row.prediction, colors))
+        for axis, panel in zip(axes, panels):
+            axis.imshow(panel, interpolation="nearest")
+        certain = axes[-2].imshow(row.confidence, cmap="viridis", vmin=0, vmax=1)
+        residual = axes[-1].imshow(logarithm, cmap="magma", vmin=low, vmax=max(high, low + 1e-3))
+        axes[0].set_ylabel(row.name, fontsize=8)
+        axes[len(panels) - 1].set_xlabel(row.caption, fontsize=8)
+        for axis in axes:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for axis, heading in zip(grid[0], headings):
+        axis.set_title(heading, fontsize=9)
+    figure.colorbar(certain, ax=grid[:, -2], orientation="horizontal", pad=0.02, aspect=30)
+    bar = figure.colorbar(residual, ax=grid[:, -1], orientation="horizontal", pad=0.02, aspect=30)
+    bar.ax.xaxis.set_major_formatter(lambda x, _: f"{10**x:.0e}")
+    bar.ax.tick_params(labelsize=7)
+    figure.legend(
+        handles=[
+            Patch(facecolor=np.array(color) / 255, edgecolor="grey", linewidth=0.5, label=name)
+            for name, color in zip(class_names, colors, strict=True)
+        ],
+        loc="outside lower left",
+        ncols=min(len(class_names), 11),
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=dpi)
