@@ -13,6 +13,7 @@ Oosterlee 1997 for their kindred method, nonlinear GMRES).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -94,6 +95,7 @@ def anderson(
         )
     dtype = z0.dtype
     slots = min(m, max_steps)
+    solve_triangular = partial(lax.linalg.triangular_solve, left_side=True, lower=True)
     eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
 
     def init(z):
@@ -126,12 +128,11 @@ def anderson(
         # not combined get a unit diagonal and a zero right-hand side.
         size = jnp.maximum(s + added, tiny)[:, None, None]
         matrix = jnp.where(pair, (gram + eye * added[:, None, None]) / size, eye)
-        y = jnp.linalg.solve(matrix, filled[..., None].astype(dtype))[..., 0]
-        total = jnp.sum(y, axis=1, keepdims=True)
-        alpha = y / jnp.where(total > 0, total, 1)
-        # The sum is positive for every positive definite matrix: where it is not, rounding won.
-        usable = jnp.isfinite(alpha).all(axis=1) & (total[:, 0] > 0)
-        return alpha, usable
+        factor = lax.linalg.cholesky(matrix, symmetrize_input=False)  # NaN if not definite
+        half = solve_triangular(factor, filled[..., None].astype(dtype))
+        y = solve_triangular(factor, half, transpose_a=True)[..., 0]
+        alpha = y / jnp.sum(y, axis=1, keepdims=True)
+        return alpha, jnp.isfinite(alpha).all(axis=1)
 
     def update(ring, step, z, fz, gz, active):
         slot = step % slots
