@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sample_maps import Maps, compiled, mixed_batch, stack
+from sample_maps import compiled, mixed_batch, stack
 
 from mdeq_jax.solvers import Status, anderson
 
@@ -35,29 +35,34 @@ OPTIONS = {
     "plain": {},
     "mixing": {"m": 3, "beta": 0.6},
     "restarts at intervals": {"m": 4, "restart_every": 6},
-    "restarts on growth": {"restart_growth": 1.2},
+    "restarts on growth": {"restart_growth": 1.5},
 }
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_anderson_is_anderson(options, x64):
-    samples, _ = mixed_batch()
-    samples = {name: samples[name] for name in ("contraction", "steep tanh", "rotation", "slow")}
+    samples, starts = mixed_batch()
     maps = stack(samples.values())
-    starts = np.ones(maps.b.shape)
-    sol = compiled(anderson, max_steps=STEPS, tol=0.0, **options)(maps, starts, STEPS)
+    sol = compiled(anderson, max_steps=60, tol=1e-10, **options)(maps, starts, 60)
     names = {"restart_every": "every", "restart_growth": "growth"}
     definition = {names.get(key, key): value for key, value in options.items()}
     restarts = []
-    for i, start in enumerate(starts):
+    for name in ("contraction", "steep tanh", "rotation", "slow"):
+        i = list(samples).index(name)
+        trace = np.asarray(sol.rel_trace[:, i])[:STEPS]
+        trace = trace[np.isfinite(trace)]
+        assert len(trace) >= 10
         one = maps.only(i)
         expected, restarted = textbook_anderson(
-            lambda z, one=one: np.asarray(one(jnp.asarray(z[None])))[0], start, STEPS, **definition
+            lambda z, one=one: np.asarray(one(jnp.asarray(z[None])))[0],
+            starts[i],
+            len(trace),
+            **definition,
         )
-        np.testing.assert_allclose(sol.rel_trace[:, i], expected, rtol=1e-5, atol=1e-14)
+        np.testing.assert_allclose(trace, expected, rtol=1e-5, atol=1e-14)
         restarts.append(restarted)
     if "restart_every" in options:
-        assert restarts == [2, 2, 2, 2]
+        assert min(restarts) >= 2
     if "restart_growth" in options:  # each sample its own
         assert max(restarts) > min(restarts) == 0
 
@@ -88,8 +93,8 @@ def singular_batch():
 )
 def test_singular_gram_matrices_in_float32(options):
     batch = singular_batch()
-    a, b, start = (np.stack([s[i] for s in batch.values()]).astype(np.float32) for i in range(3))
-    maps = Maps(a, b, np.zeros(len(a), bool))
+    maps = stack((sample[:2] for sample in batch.values()), np.float32)
+    start = np.stack([sample[2] for sample in batch.values()]).astype(np.float32)
     solve = compiled(anderson, max_steps=100, tol=1e-5, **options)
     sol, first = solve(maps, start, 100), solve(maps, start, 0)
     assert sol.z.dtype == np.float32
@@ -104,6 +109,8 @@ def test_singular_gram_matrices_in_float32(options):
         expected = np.linalg.solve(np.eye(4) - matrix, shift)
         if name != "squares vanish":  # converged at once: 1e-25 is nothing beside 1e-9
             np.testing.assert_allclose(z, expected, rtol=2e-4, err_msg=name)
+        if name == "zero residual after a step":
+            np.testing.assert_array_equal(z, expected)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ zero rows and columns beyond d, and places that are left over in a batch hold ze
 """
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -17,19 +18,21 @@ from mdeq_jax.solvers.base import DIVERGED_ABS, DIVERGED_REL, REL_EPS
 BATCH, SIZE, GROUP, MAX_STEPS = 128, 12, 16, 40
 PROBLEMS = 10_000
 
+FLOAT32 = dict(tol=1e-4, max_steps=MAX_STEPS)
+FLOAT64 = dict(tol=1e-9, max_steps=MAX_STEPS)
 # Each is compiled once. What a solver can be set to is spread over the two types.
 VARIANTS = {
     "float32": [
-        (broyden, dict(stop_mode="rel", tol=1e-4)),
-        (broyden, dict(stop_mode="abs", tol=1e-4, history_dtype="bfloat16", max_steps=12)),
-        (anderson, dict(stop_mode="rel", tol=1e-4)),
-        (fixed_point_iteration, dict(stop_mode="abs", tol=1e-4)),
+        (broyden, dict(stop_mode="rel", **FLOAT32)),
+        (broyden, dict(stop_mode="abs", history_dtype="bfloat16", tol=1e-4, max_steps=12)),
+        (anderson, dict(stop_mode="rel", **FLOAT32)),
+        (fixed_point_iteration, dict(stop_mode="abs", **FLOAT32)),
     ],
     "float64": [
-        (broyden, dict(stop_mode="abs", tol=1e-9)),
-        (anderson, dict(stop_mode="abs", tol=1e-9, beta=0.8, restart_growth=2.0)),
-        (anderson, dict(stop_mode="rel", tol=1e-9, m=3, restart_every=7)),
-        (fixed_point_iteration, dict(stop_mode="rel", tol=1e-9, tau=0.7)),
+        (broyden, dict(stop_mode="abs", **FLOAT64)),
+        (anderson, dict(stop_mode="abs", beta=0.8, restart_growth=2.0, **FLOAT64)),
+        (anderson, dict(stop_mode="rel", m=3, restart_every=7, **FLOAT64)),
+        (fixed_point_iteration, dict(stop_mode="rel", tau=0.7, **FLOAT64)),
     ],
 }
 
@@ -96,7 +99,7 @@ def build(groups, seed, dtype):
         a[rows, :d, :d] = kind(rng, d, radius)
         b[rows, :d] = b_scale * rng.normal(size=(GROUP, d))
         z0[rows, :d] = z_scale * rng.normal(size=(GROUP, d))
-    maps = Maps(a.astype(dtype), b.astype(dtype), np.zeros(BATCH, bool))
+    maps = Maps(a.astype(dtype), b.astype(dtype), np.zeros(BATCH, int))
     return maps, z0.astype(dtype), len(groups) * GROUP
 
 
@@ -110,56 +113,72 @@ def recomputed(maps, z, stop_mode):
     return np.linalg.norm(fz - z, axis=1) / size, rounding / size
 
 
+class Report(NamedTuple):
+    """A solution as numpy arrays; `objective` and `trace` are those of the stopping rule."""
+
+    z: np.ndarray
+    status: np.ndarray
+    steps: np.ndarray
+    objective: np.ndarray
+    trace: np.ndarray
+    abs_trace: np.ndarray
+
+    @classmethod
+    def of(cls, sol, stop_mode):
+        chosen = sol.rel_residual, sol.rel_trace
+        if stop_mode == "abs":
+            chosen = sol.residual, sol.abs_trace
+        return cls(*map(np.asarray, (sol.z, sol.status, sol.steps, *chosen, sol.abs_trace)))
+
+
 def last(trace):
-    """The last residual of each sample that was recorded; NaN if there is none."""
-    trace = np.asarray(trace)
+    """The residual of each sample that was recorded last; NaN if none was."""
     row = np.where(np.isnan(trace), -1, np.arange(len(trace))[:, None]).max(axis=0)
     return trace[row, np.arange(BATCH)]
 
 
-def check(sol, first, maps, budget, stop_mode, tol):
-    """Everything that a solution says of itself; returns how many results rounding leaves sharp."""
-    z, status, steps = np.asarray(sol.z), np.asarray(sol.status), np.asarray(sol.steps)
-    assert z.dtype == maps.a.dtype
-    assert np.isfinite(z).all()
-    done = int(sol.nfe) - 1  # steps made
-    assert 0 <= done <= budget
-    assert (steps >= 0).all() and (steps <= done).all()
+def check(sol, first, maps, steps, *, stop_mode, tol, **_):
+    """Everything that a solution says of itself. Returns which samples say so beyond rounding."""
+    nfe, report = int(sol.nfe), Report.of(sol, stop_mode)
+    start, first_abs = Report.of(first, stop_mode).objective, np.asarray(first.residual)
+    assert report.z.dtype == maps.a.dtype
+    assert np.isfinite(report.z).all()
 
-    pick = (
-        (lambda s: (s.rel_residual, s.rel_trace))
-        if stop_mode == "rel"
-        else (lambda s: (s.residual, s.abs_trace))
-    )
-    best, trace = (np.asarray(x) for x in pick(sol))
-    start = np.asarray(pick(first)[0])
-    assert not np.isnan(best).any()
+    # Steps and evaluations.
+    assert 1 <= nfe <= steps + 1
+    assert (report.steps >= 0).all() and (report.steps < nfe).all()
+    assert np.isnan(report.trace[nfe - 1 :]).all()
+
+    # The best iterate is the best, and its residual is what is said of it.
+    best = report.objective
+    assert (best == np.minimum(start, np.nanmin(report.trace, axis=0, initial=np.inf))).all()
     assert (best <= start).all()
-    assert (best == np.minimum(start, np.nanmin(trace, axis=0, initial=np.inf))).all()
-    assert np.isnan(trace[done:]).all()
-
-    actual, rounding = recomputed(maps, z, stop_mode)
+    actual, rounding = recomputed(maps, report.z, stop_mode)
     known = np.isfinite(best)
-    assert (abs(best - actual) <= rounding + 1e-5 * actual)[known].all()
-    converged = status == Status.CONVERGED
-    assert (best[converged] < tol).all()
-    assert (actual <= tol + rounding)[converged].all()
-    assert (best[~converged] >= tol).all()
-    assert (done == budget) or (status != Status.MAX_STEPS).all()
+    slack = rounding + 32 * np.finfo(maps.a.dtype).eps * actual
+    assert (abs(best - actual) <= slack)[known].all()
 
-    lost = status == Status.DIVERGED
+    # The status.
+    converged, lost, flat, cut_short = (
+        report.status == s
+        for s in (Status.CONVERGED, Status.DIVERGED, Status.STALLED, Status.MAX_STEPS)
+    )
+    assert (converged | lost | flat | cut_short).all()
+    assert (best < tol)[converged].all() and (best >= tol)[~converged].all()
+    assert (actual < tol + slack)[converged].all()
+    assert nfe == steps + 1 or not cut_short.any()
+    final, final_abs = last(report.trace), last(report.abs_trace)
     with np.errstate(over="ignore"):
-        grown = last(sol.abs_trace) > DIVERGED_ABS * np.asarray(first.residual)
-        grown |= last(sol.rel_trace) > DIVERGED_REL * np.asarray(first.rel_residual)
-    assert (grown | np.isinf(last(sol.abs_trace)) | np.isinf(start))[lost].all()
-    flat = status == Status.STALLED
-    assert (~np.isinf(last(sol.abs_trace)))[flat].all()
-    return converged, (converged & (rounding < 0.1 * tol)).sum()
+        grown = final_abs > DIVERGED_ABS * first_abs
+        if stop_mode == "rel":
+            grown |= (final_abs > first_abs) & (final > DIVERGED_REL * start)
+    assert (grown | np.isinf(final_abs) | np.isinf(start))[lost].all()
+    assert not np.isinf(final)[flat].any()
+    return converged & (slack < 0.5 * tol)
 
 
 def test_ten_thousand_random_affine_maps(x64):
-    counts, outcomes = Counter(), Counter()
-    converged_count, sharp_count = Counter(), Counter()
+    problems, outcomes, beyond_rounding = Counter(), Counter(), Counter()
 
     @settings(
         max_examples=160,
@@ -175,19 +194,20 @@ def test_ten_thousand_random_affine_maps(x64):
         budget=st.integers(0, MAX_STEPS) | st.just(MAX_STEPS),
     )
     def run(groups, seed, dtype, budget):
-        maps, z0, problems = build(groups, seed, dtype)
+        maps, z0, count = build(groups, seed, dtype)
         for solver, options in VARIANTS[dtype]:
-            solve = compiled(solver, **{"max_steps": MAX_STEPS, **options})
+            solve = compiled(solver, **options)
             sol, first = solve(maps, z0, budget), solve(maps, z0, 0)
-            converged, sharp = check(sol, first, maps, budget, options["stop_mode"], options["tol"])
+            sharp = check(sol, first, maps, min(budget, options["max_steps"]), **options)
             name = solver.__name__
-            counts[name] += problems
-            for status in np.asarray(sol.status)[:problems]:
-                outcomes[name, Status(status).name] += 1
-            converged_count[name] += int(converged.sum())
-            sharp_count[name] += int(sharp)
+            problems[name] += count
+            outcomes.update((name, status) for status in np.asarray(sol.status)[:count].tolist())
+            beyond_rounding[name] += int(sharp[:count].sum())
 
     run()
-    print(counts, outcomes, converged_count, sharp_count)
     for name in SOLVERS:
-        assert counts[name] >= PROBLEMS
+        assert problems[name] >= PROBLEMS
+        # The problems are no formality: there are all outcomes, and few hang on rounding.
+        assert min(outcomes[name, s] for s in (Status.CONVERGED, Status.MAX_STEPS)) > 1000
+        assert outcomes[name, Status.DIVERGED] > 50
+        assert beyond_rounding[name] > 0.8 * outcomes[name, Status.CONVERGED]
