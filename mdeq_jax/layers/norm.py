@@ -79,15 +79,15 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises by the batch's statistics if `train`, else by the running ones."""
         channels = x.shape[-1]
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if train and not self.is_initializing():
-            mean, mean_square = _moments(x, (0, 1, 2))
-            count = x.size // channels
+            # Two passes: a mean square minus a squared mean loses the digits that they share.
+            mean, count = self._mean(wide), x.size // channels
+            var = self._mean(jnp.square(wide - mean[None, None, None, :]))
             if self.axis_name is not None:
-                mean, mean_square = lax.pmean((mean, mean_square), self.axis_name)
                 count *= lax.axis_size(self.axis_name)
-            var = jnp.maximum(mean_square - jnp.square(mean), 0)
             unbiased = var * (count / max(count - 1, 1))
             for running, new in ((running_mean, mean), (running_var, unbiased)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
@@ -97,8 +97,12 @@ class BatchNorm(nn.Module):
         affine = Affine(channels, self.use_affine, name="affine")()
         if affine is not None:
             multiplier = multiplier * affine["scale"]
-        shift = -mean * multiplier
+        y = (wide - mean[None, None, None, :]) * multiplier[None, None, None, :]
         if affine is not None:
-            shift = shift + affine["bias"]
-        y = x * multiplier[None, None, None, :] + shift[None, None, None, :]
+            y = y + affine["bias"][None, None, None, :]
         return y.astype(x.dtype)
+
+    def _mean(self, x):
+        """Of each channel, over the batch of all devices if they share it."""
+        mean = jnp.mean(x, (0, 1, 2))
+        return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)

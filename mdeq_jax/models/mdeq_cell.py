@@ -6,6 +6,7 @@ so that a solver calls it many times on weights that were made once. Source: Bai
 2020 (2006.08656), section 3.1 and figure 2.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -190,6 +191,7 @@ def _fuse(weights, y, i, j, num_groups):
     return y
 
 
+@partial(jax.jit, static_argnums=0)
 def apply_cell(spec: CellSpec, weights: dict, z: Scales, x: CellInput) -> Scales:
     """One application of the cell, z <- f(z; x).
 
