@@ -141,6 +141,7 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             every_steps=50,  # a line of training figures
             tensorboard=True,  # WORKDIR/tensorboard
+            convergence_plot=True,  # WORKDIR/convergence.png, at the end
         )
     )
     config.checkpoint = ml_collections.ConfigDict(

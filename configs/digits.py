@@ -37,6 +37,6 @@ def get_config():
     config.data.augment = True
     config.eval.every_epochs = 2.0
     config.eval.batch_size = 360
-    config.log.every_steps = 20
+    config.log.every_steps = 22
     config.checkpoint.every_epochs = 2.0
     return config.lock()

@@ -1,114 +1,49 @@
-"""A work directory: the config it belongs to, and Orbax checkpoints of training.
+"""Orbax checkpoints of training: the newest ones, and the best by a figure of the evaluation.
 
-workdir/config.json        the settings that the checkpoints were made with
-workdir/checkpoints/STEP   state (arrays) and data (position of the input pipeline)
+workdir/checkpoints/STEP   "variables", "average" (if one is kept), "optimizer", and "data", the
+                           position of the input pipeline
+workdir/best/STEP          "variables" or "average", and "score", the figure
+
+Orbax writes a checkpoint under another name and renames it once it is complete, so that a folder
+with a number for a name is never half of one.
 """
 
-import json
+import contextlib
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
-CONFIG_FILE = "config.json"
-
-# What makes a checkpoint fit a network: the parts of the config that its arrays depend on.
-ARCHITECTURE = (
-    "name",
-    "channels",
-    "num_blocks",
-    "big_kernels",
-    "expansion",
-    "num_groups",
-    "downsample_times",
-    "weight_norm",
-    "fuse_weight_norm",
-    "block_gn_affine",
-    "fuse_gn_affine",
-    "post_gn_affine",
-    "num_classes",
-)
-HEAD = {
-    "mdeq_classifier": ("head_channels", "final_channels"),
-    "mdeq_segmenter": ("final_conv_kernel",),
-}
+NEWEST, BEST = "checkpoints", "best"
 
 
-def write_config(workdir: Path, config) -> None:
-    """Writes `workdir/config.json`; by the first process only."""
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
-        (workdir / CONFIG_FILE).write_text(text + "\n")
-
-
-def check_architecture(workdir: Path, config) -> None:
-    """Refuses a work directory whose checkpoints are of another network.
-
-    Raises:
-        ValueError: lists every field of `config.model` that differs; or the checkpoints have no
-            `config.json`.
-    """
-    path = workdir / CONFIG_FILE
-    if not any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*")):
-        return  # a run that was stopped before it saved anything
-    if not path.exists():
-        raise ValueError(
-            f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell of which "
-            "network: put the file back, or choose another --workdir."
-        )
-    saved = json.loads(path.read_text())["model"]
-    wanted = json.loads(config.to_json_best_effort())["model"]
-    fields = (*ARCHITECTURE, *HEAD[config.model.name])
-    differing = [name for name in fields if saved.get(name) != wanted[name]]
-    if differing:
-        rows = "\n".join(
-            f"  model.{name}: {saved.get(name)} there, {wanted[name]} in this config"
-            for name in differing
-        )
-        raise ValueError(
-            f"{workdir} holds the work of another architecture:\n{rows}\n"
-            "Choose another --workdir, or the config that it was made with "
-            f"(it is in {path})."
-        )
-
-
-def check_optimizer(workdir: Path, config) -> None:
-    """Refuses to go on from a state of another optimiser.
-
-    Raises:
-        ValueError: as said.
-    """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        return
-    saved = json.loads(path.read_text())["train"]["optimizer"]
-    if saved != config.train.optimizer:
-        raise ValueError(
-            f"{workdir} was trained with train.optimizer={saved!r}, whose state "
-            f"{config.train.optimizer!r} cannot go on from. Keep it, or start a new --workdir with "
-            f"--config.init.from_checkpoint={workdir}."
-        )
+class CheckpointError(OSError):
+    """A checkpoint could not be written; the older ones are as they were."""
 
 
 class Checkpoints:
     """Saves and restores (state, position of the data) by step.
 
     Attributes:
-        path: the folder `workdir/checkpoints`.
+        path: the folder, `workdir/checkpoints` or `workdir/best`.
     """
 
-    def __init__(self, workdir: Path, *, keep: int | None = None):
-        """Opens, or makes, the checkpoints of a work directory.
+    def __init__(
+        self, workdir: Path, *, folder: str = NEWEST, keep: int | None = None, write: bool = True
+    ):
+        """Opens the checkpoints of a work directory.
 
         Args:
             workdir: work directory.
+            folder: `NEWEST` or `BEST`.
             keep: how many of the newest are kept; None: all.
+            write: whether they will be written, or only read.
         """
-        self.path = Path(workdir).resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self.path, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.path = Path(workdir).resolve() / folder
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=write, cleanup_tmp_directories=write
         )
+        self._manager = ocp.CheckpointManager(self.path, options=options)
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
@@ -120,18 +55,45 @@ class Checkpoints:
         Args:
             state: `TrainState` on the host.
             data_state: JSON-serialisable position of the input pipeline.
+
+        Raises:
+            CheckpointError: this one or the one before could not be written.
         """
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-                data=ocp.args.JsonSave(data_state),
-            ),
-        )
+        items = {
+            "variables": ocp.args.StandardSave(state.variables),
+            "optimizer": ocp.args.StandardSave(_optimizer_item(state)),
+            "data": ocp.args.JsonSave(data_state),
+        }
+        if state.average:
+            items["average"] = ocp.args.StandardSave(state.average)
+        self._save(int(state.step), items)
+
+    def save_scored(self, state, score: float) -> None:
+        """Starts saving the network alone, with the figure that it is kept for.
+
+        Raises:
+            CheckpointError: as for `save`.
+        """
+        name = "average" if state.average else "variables"
+        items = {
+            name: ocp.args.StandardSave(state.eval_variables),
+            "score": ocp.args.JsonSave({"score": score}),
+        }
+        self._save(int(state.step), items)
+
+    def _save(self, step: int, items: dict) -> None:
+        with self._explained():
+            # A second save of a step would be refused; it would be the same.
+            if step not in self._manager.all_steps():
+                self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def best_score(self) -> float:
+        """The figure of the newest scored checkpoint; minus infinity if there is none."""
+        step = self.latest_step()
+        if step is None:
+            return -float("inf")
+        args = ocp.args.Composite(score=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args).score["score"]
 
     def restore(self, like) -> tuple:
         """The newest state and data position.
@@ -142,58 +104,106 @@ class Checkpoints:
         Raises:
             FileNotFoundError: there is no checkpoint.
         """
-        optimizer = _abstract({"step": like.step, "state": like.opt_state})
-        restored = self._manager.restore(
-            self._newest(),
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(_abstract(like.variables)),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
+        items = {
+            "variables": ocp.args.StandardRestore(_abstract(like.variables)),
+            "optimizer": ocp.args.StandardRestore(_abstract(_optimizer_item(like))),
+            "data": ocp.args.JsonRestore(),
+        }
+        if like.average:
+            items["average"] = ocp.args.StandardRestore(_abstract(like.average))
+        restored = self._manager.restore(self._step(None), args=ocp.args.Composite(**items))
         state = like.replace(
             step=restored.optimizer["step"],
             params=restored.variables["params"],
             batch_stats=restored.variables["batch_stats"],
             opt_state=restored.optimizer["state"],
+            average=restored.average if like.average else {},
+            skipped_in_a_row=restored.optimizer["skipped_in_a_row"],
         )
         return state, restored.data
 
-    def restore_variables(self, like) -> tuple[dict, int]:
-        """The newest network without its optimiser, and the step that it is of.
+    def restore_variables(self, like, step: int | None = None) -> tuple[dict, int]:
+        """A network without its optimiser, its moving average if one was kept, and its step.
 
         Args:
             like: Flax variables of the same structure, shapes and types.
+            step: of the checkpoint; None: the newest.
 
         Raises:
-            FileNotFoundError: there is no checkpoint.
+            FileNotFoundError: there is no such checkpoint.
         """
-        step = self._newest()
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
-        return self._manager.restore(step, args=args).variables, step
+        step = self._step(step)
+        name = "average" if (self.path / str(step) / "average").is_dir() else "variables"
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(_abstract(like))})
+        return self._manager.restore(step, args=args)[name], step
 
-    def _newest(self) -> int:
-        step = self.latest_step()
-        if step is None:
+    def _step(self, wanted: int | None) -> int:
+        steps = self._manager.all_steps()
+        if wanted is None and steps:
+            return max(steps)
+        if wanted is None:
             raise FileNotFoundError(
                 f"There is no checkpoint in {self.path}. Train first, or point --workdir to a "
                 "directory that was trained or converted."
             )
-        return step
+        if wanted not in steps:
+            raise FileNotFoundError(
+                f"There is no checkpoint of step {wanted} in {self.path}, only of {sorted(steps)}."
+            )
+        return wanted
 
     def wait(self) -> None:
-        """Returns once every save has ended."""
-        self._manager.wait_until_finished()
+        """Returns once every save has ended.
+
+        Raises:
+            CheckpointError: one could not be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Ends saves and frees the manager."""
-        self._manager.close()
+        """Ends saves and frees the manager.
+
+        Raises:
+            CheckpointError: one could not be written.
+        """
+        with self._explained():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _explained(self):
+        try:
+            yield
+        except Exception as error:  # a full disk is an error of another type in every layer
+            whole = sorted(int(p.name) for p in self.path.glob("*") if p.name.isdigit())
+            intact = f"the checkpoints of steps {whole} are" if whole else "there is none before it"
+            raise CheckpointError(
+                f"A checkpoint could not be written to {self.path}: {_first_line(error)}\n"
+                f"Nothing else was lost: {intact} intact. Make room (`df -h`) or mend the access, "
+                "and give the same command again."
+            ) from error
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.close()
+        else:  # the error on its way says more than what closing may add
+            with contextlib.suppress(CheckpointError):
+                self.close()
+
+
+def _optimizer_item(state) -> dict:
+    return {
+        "step": state.step,
+        "state": state.opt_state,
+        "skipped_in_a_row": state.skipped_in_a_row,
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
 
 
 def _abstract(tree):

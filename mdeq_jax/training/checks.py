@@ -31,18 +31,29 @@ def check_training(config) -> None:
         ValueError: as said.
     """
     train, jacobian = config.train, config.jacobian
-    devices.check_batch_size(train.batch_size, "train.batch_size")
+    if train.accumulate_steps < 1:
+        raise ValueError(
+            f"train.accumulate_steps must be at least 1; got {train.accumulate_steps}."
+        )
+    devices.check_batch_size(train.batch_size, "train.batch_size", train.accumulate_steps)
     if train.epochs <= 0:
         raise ValueError(f"train.epochs must be above 0; got {train.epochs}.")
     for field, value, least in (
         ("train.pretrain_steps", train.pretrain_steps, 0),
         ("train.random_forward_delta", train.random_forward_delta, 0),
+        ("train.max_skipped_updates", train.max_skipped_updates, 1),
         ("log.every_steps", config.log.every_steps, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
         ("jacobian.increment_every", jacobian.increment_every, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{field} must be at least {least}; got {value}.")
+    if train.ema_decay is not None and not 0 < train.ema_decay < 1:
+        raise ValueError(f"train.ema_decay must be in (0, 1), or None; got {train.ema_decay}.")
+    if train.grad_clip is not None and train.grad_clip <= 0:
+        raise ValueError(f"train.grad_clip must be positive, or None; got {train.grad_clip}.")
+    if not 0 <= train.label_smoothing < 1:
+        raise ValueError(f"train.label_smoothing must be in [0, 1); got {train.label_smoothing}.")
     if train.pretrain_steps > 0 and train.pretrain_layers < 1:
         raise ValueError(
             f"train.pretrain_steps={train.pretrain_steps} needs train.pretrain_layers of at least "

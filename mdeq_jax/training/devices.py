@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdeq_jax.data import shard_batch
@@ -22,17 +24,34 @@ def pmap(step: Callable, *, static_argnums=(), donate_argnums=()) -> Callable:
 
 def replicate(tree):
     """A copy for each local device, along a new leading axis."""
-    count = jax.local_device_count()
     # With the axis of the steps, or the first step's placement would differ from the later ones'
     # and it would be compiled twice.
-    return pmap(lambda x: x)(
-        jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), jax.device_get(tree))
-    )
+    return pmap(lambda x: x)(jax.tree.map(for_each_device, jax.device_get(tree)))
+
+
+def for_each_device(value) -> np.ndarray:
+    """The same value for each local device: `[...]` to `[devices, ...]`, on the host."""
+    return np.broadcast_to(value, (jax.local_device_count(), *np.shape(value)))
 
 
 def unreplicate(tree):
-    """The first device's copy, on the host."""
-    return jax.device_get(jax.tree.map(lambda x: x[0], tree))
+    """The first local device's copy, on the host."""
+    return jax.tree.map(first, tree)
+
+
+def first(x) -> np.ndarray:
+    """The first local device's copy of one array, on the host."""
+    return np.asarray(x.addressable_data(0))[0] if isinstance(x, jax.Array) else np.asarray(x)[0]
+
+
+def fetch(tree):
+    """`[devices, ...]` of the local devices, on the host."""
+
+    def local(x):
+        shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    return jax.tree.map(local, tree)
 
 
 def place(batch: dict) -> dict:
@@ -43,17 +62,42 @@ def place(batch: dict) -> dict:
     )
 
 
-def check_batch_size(batch_size: int, where: str) -> None:
+class Agreement:
+    """Whether any host has raised its flag, the same answer on all of them.
+
+    With several hosts the answer is to the question before, so that nobody waits for the devices.
+    """
+
+    def __init__(self):
+        self._any = pmap(lambda flag: lax.pmax(flag, BATCH_AXIS))
+        self._before = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Asks; all hosts must."""
+        if jax.process_count() == 1:
+            return flag
+        before, self._before = self._before, self._any(for_each_device(jnp.int32(flag)))
+        return before is not None and bool(first(before))
+
+
+def check_batch_size(batch_size: int, where: str, parts: int = 1) -> None:
     """Refuses a global batch that the devices of all hosts do not divide.
+
+    Args:
+        batch_size: over all devices of all hosts.
+        where: name of the field.
+        parts: how many batches each device makes of its own (gradient accumulation).
 
     Raises:
         ValueError: as said; names the nearest sizes that would do.
     """
     devices = jax.device_count()
-    if batch_size < 1 or batch_size % devices:
-        below = max(batch_size // devices, 1) * devices
+    unit = devices * parts
+    if batch_size < 1 or batch_size % unit:
+        below = max(batch_size // unit, 1) * unit
+        each = f" times the {parts} parts of train.accumulate_steps" if parts > 1 else ""
         raise ValueError(
             f"{where}={batch_size} must be a multiple of the {devices} devices "
             f"({jax.process_count()} hosts with {jax.local_device_count()} here), over which it is "
-            f"split evenly: use {below} or {below + devices}."
+            f"split evenly{each}: use {below} or {below + unit}."
         )

@@ -2,6 +2,23 @@
 
 import signal
 import sys
+from pathlib import Path
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and did so with a checkpoint written.
+
+    Attributes:
+        signal: the signal that asked; SIGTERM where another host was asked.
+    """
+
+    def __init__(self, step: int, checkpoints: Path, received: signal.Signals | None):
+        self.signal = received or signal.SIGTERM
+        asked = received.name if received else "a signal to another host"
+        super().__init__(
+            f"Stopped by {asked} at step {step}; a checkpoint is in {checkpoints}. "
+            "The same command goes on from there."
+        )
 
 
 class InterruptFlag:

@@ -1,95 +1,108 @@
-"""From the reports of steps to figures, a line to read, and a line of JSON."""
-
-import json
-import math
-from pathlib import Path
+"""From the reports of steps to figures, and lines to read."""
 
 import jax
 import numpy as np
 
 from mdeq_jax.solvers import Status
+from mdeq_jax.training import devices
+from mdeq_jax.training.step import Report
+from mdeq_jax.training.tasks import Task
 
 
-def summarize(reports: list[dict]) -> dict[str, float]:
-    """Figures over the training steps since the last evaluation, "train/NAME".
+def fetch(report: Report) -> Report:
+    """A step's report on the host: scalars, `[B]` of this host's samples, sums."""
+    one = devices.unreplicate((report.scalars, report.sums))
+    rows = jax.tree.map(np.ravel, devices.fetch(report.per_sample))
+    return Report(one[0], rows, one[1])
 
-    Scalars are means over the steps; "train/forward_rel_residual" and
-    "train/backward_rel_residual" are medians over the samples of the equilibrium steps,
-    "..._p90" their 90 % quantiles, and "..._unconverged" the share of solves that did not reach
-    `tol`. "train/jacobian_loss" is the mean over the steps that applied it, 0 if none did.
+
+def summarize(reports: list[Report], task: Task) -> dict[str, float]:
+    """Figures over training steps, "train/NAME".
+
+    Scalars are means over the steps whose update was made; "train/skipped_updates" counts the
+    others. "train/forward_rel_residual" and "train/backward_rel_residual" are medians over this
+    host's samples of the equilibrium steps, "..._p90" their 90 % quantiles, "..._max" their worst,
+    and "..._unconverged" the share of solves that did not reach `tol`. "train/jacobian_loss" is
+    the mean over the steps that applied it, 0 if none did.
+
+    Args:
+        reports: of `fetch`.
+        task: of the model.
     """
-    reports = jax.device_get(reports)
     summary = {}
-    for name in sorted({name for report in reports for name in report}):
-        values = [np.ravel(report[name]) for report in reports if name in report]
-        label = "train/" + name.replace("/", "_")
-        if name.endswith("rel_residual"):
-            everything = np.concatenate(values)
-            summary[label] = float(np.median(everything))
-            summary[f"{label}_p90"] = float(np.quantile(everything, 0.9))
-        elif name.endswith("status"):
-            label = label.replace("status", "unconverged")
-            summary[label] = float(np.mean(np.concatenate(values) != Status.CONVERGED))
+    made = [report for report in reports if not report.scalars["skipped"]] or reports
+    for name in sorted({name for report in made for name in report.scalars}):
+        values = np.array([r.scalars[name] for r in made if name in r.scalars], np.float64)
+        if name == "jacobian_loss":
+            values = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
+        if not name.startswith("skipped"):
+            summary[_label(name)] = float(np.mean(values))
+    for name in sorted({name for report in reports for name in report.per_sample}):
+        values = np.concatenate([r.per_sample[name] for r in reports if name in r.per_sample])
+        if name.endswith("status"):
+            label = _label(name.replace("status", "unconverged"))
+            summary[label] = float(np.mean(values != Status.CONVERGED))
         else:
-            values = np.array([value[0] for value in values])
-            if name == "jacobian_loss":
-                values = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
-            summary[label] = float(np.mean(values))
+            label = _label(name)
+            summary[label] = float(np.median(values))
+            summary[f"{label}_p90"] = float(np.quantile(values, 0.9))
+            summary[f"{label}_max"] = float(np.max(values))
+    sums = {name: sum(r.sums[name].astype(np.float64) for r in made) for name in made[0].sums}
+    figures = task.summarize(sums)
+    figures.pop("loss", None)  # the loss that is trained is among the scalars
+    summary |= {f"train/{name}": value for name, value in figures.items()}
+    summary["train/skipped_updates"] = int(sum(r.scalars["skipped"] for r in reports))
     return summary
 
 
-def describe(metrics: dict) -> str:
-    """One line of an evaluation that a person can read."""
-    parts = [
-        f"accuracy {100 * metrics['eval/accuracy']:.2f} %",
-        f"loss {metrics['eval/loss']:.4f}",
-        f"NFE {metrics['eval/nfe']:.1f}",
-        f"residual {metrics['eval/rel_residual']:.1e} "
-        f"(90 %: {metrics['eval/rel_residual_p90']:.1e})",
-    ]
-    if "train/backward_rel_residual" in metrics:
-        parts.append(
-            f"backward NFE {metrics['train/backward_nfe']:.1f}, "
-            f"residual {metrics['train/backward_rel_residual']:.1e}"
-        )
-    elif metrics.get("phase") == "pretraining":
+def _label(name: str) -> str:
+    return "train/" + name.replace("/", "_")
+
+
+def describe_training(metrics: dict) -> str:
+    """One line of training figures that a person can read."""
+    parts = [f"loss {metrics['train/loss']:.4f}", f"lr {metrics['learning_rate']:.1e}"]
+    if "train/forward_nfe" in metrics:
+        nfe = f"NFE {metrics['train/forward_nfe']:.1f}"
+        residual = _residual(metrics, "train/forward_rel_residual", "train/forward_unconverged")
+        if "train/backward_nfe" in metrics:
+            nfe += f" + {metrics['train/backward_nfe']:.1f}"
+            residual += ", backward " + _residual(
+                metrics, "train/backward_rel_residual", "train/backward_unconverged"
+            )
+        parts += [nfe, f"residual {residual}"]
+    else:
         parts.append("pretraining")
-    if "train/loss" in metrics:
-        parts.append(f"train loss {metrics['train/loss']:.4f}")
-    if "images_per_second" in metrics:
-        parts.append(f"{metrics['images_per_second']:.0f} images/s")
+    parts.append(f"gradient {metrics['train/grad_norm']:.2g}")
+    if metrics["train/skipped_updates"]:
+        parts.append(f"{metrics['train/skipped_updates']} updates skipped (not finite)")
+    parts.append(f"{metrics['images_per_second']:.0f} images/s")
+    parts.append(f"waiting {100 * metrics['data_wait_share']:.0f} %")
     return "  ".join(parts)
 
 
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, in the order of their steps."""
-
-    def __init__(self, path: Path, *, after_step: int):
-        """Opens the file, dropping lines of steps after the one that a run goes on from.
-
-        Args:
-            path: of the file; made if missing.
-            after_step: the step that the run starts from.
-        """
-        self._path = path
-        if path.exists() and jax.process_index() == 0:
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
-            path.write_text("".join(line + "\n" for line in kept))
-
-    def write(self, metrics: dict) -> None:
-        """Appends one object, its numbers that are not finite as null; first process only."""
-        if jax.process_index() == 0:
-            finite = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in metrics.items()
-            }
-            with self._path.open("a") as file:
-                file.write(json.dumps(finite, allow_nan=False) + "\n")
+def _residual(metrics: dict, residual: str, unconverged: str) -> str:
+    text = f"{metrics[residual]:.1e} (worst {metrics[f'{residual}_max']:.1e}"
+    if unconverged in metrics:
+        text += f", {100 * metrics[unconverged]:.1f} % not converged"
+    return text + ")"
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinite for one that a killed run left half written."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
+def describe_evaluation(metrics: dict, headline: str) -> str:
+    """One line of an evaluation that a person can read.
+
+    Args:
+        metrics: of `Evaluator`.
+        headline: of the task.
+    """
+    parts = [
+        f"{headline.replace('_', ' ')} {100 * metrics[f'eval/{headline}']:.2f} %",
+        f"loss {metrics['eval/loss']:.4f}",
+        f"NFE {metrics['eval/nfe']:.1f}",
+        f"residual {metrics['eval/rel_residual']:.1e} "
+        f"(90 %: {metrics['eval/rel_residual_p90']:.1e}, "
+        f"{100 * metrics['eval/unconverged']:.1f} % not converged)",
+    ]
+    if "eval/spectral_radius" in metrics:
+        parts.append(f"spectral radius {metrics['eval/spectral_radius']:.2f}")
+    return "  ".join(parts)

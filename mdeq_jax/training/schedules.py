@@ -6,21 +6,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "step", "polynomial", "constant")
+
+
+# Of `config.train`: the settings that belong to one schedule only.
+_SETTINGS = {"step": ("decay_epochs", "decay_factor"), "polynomial": ("decay_power",)}
 
 
 def learning_rate(train, num_steps: int) -> Callable[[jax.Array], jax.Array]:
     """Learning rate of each step, linear warm-up first.
 
+    All but "constant" count from the end of the warm-up.
+
     "cosine" falls from `learning_rate` to `end_learning_rate` at `num_steps`, a step at a time, as
     `torch.optim.lr_scheduler.CosineAnnealingLR`.
+    "polynomial" falls as (1 - t / T)^`decay_power` (0.9 if None) from the one to the other.
+    "step" multiplies by `decay_factor` (0.1 if None) at each of `decay_epochs`.
 
     Args:
         train: `config.train`.
-        num_steps: steps of the whole training.
+        num_steps: steps of the whole training, which `train.epochs` epochs take.
 
     Raises:
-        ValueError: unknown schedule, or a warm-up longer than the training.
+        ValueError: unknown schedule, a setting that it does not have or that it lacks, or a
+            warm-up longer than the training.
     """
     if train.schedule not in SCHEDULES:
         raise ValueError(f"train.schedule must be one of {SCHEDULES}; got {train.schedule!r}.")
@@ -34,15 +43,47 @@ def learning_rate(train, num_steps: int) -> Callable[[jax.Array], jax.Array]:
             f"train.warmup_steps must be at least 0 and below the {num_steps} steps of the "
             f"training; got {train.warmup_steps}."
         )
+    _check_settings(train)
     peak, end = train.learning_rate, train.end_learning_rate
+    steps = num_steps - train.warmup_steps
     if train.schedule == "constant":
         main = optax.constant_schedule(peak)
+    elif train.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, steps, alpha=end / peak)
+    elif train.schedule == "polynomial":
+        power = 0.9 if train.decay_power is None else train.decay_power
+        main = optax.polynomial_schedule(peak, end, power, steps)
     else:
-        main = optax.cosine_decay_schedule(peak, num_steps - train.warmup_steps, alpha=end / peak)
+        factor = 0.1 if train.decay_factor is None else train.decay_factor
+        per_epoch = num_steps / train.epochs
+        at = (round(epoch * per_epoch) - train.warmup_steps for epoch in train.decay_epochs)
+        main = optax.piecewise_constant_schedule(peak, dict.fromkeys(at, factor))
     if not train.warmup_steps:
         return main
     warmup = optax.linear_schedule(0.0, peak, train.warmup_steps)
     return optax.join_schedules([warmup, main], [train.warmup_steps])
+
+
+def _check_settings(train) -> None:
+    """Refuses settings of another schedule, and values that a schedule cannot take."""
+    for schedule, fields in _SETTINGS.items():
+        for field in fields:
+            if train[field] is not None and train.schedule != schedule:
+                raise ValueError(
+                    f"train.{field}={train[field]!r} has no effect on train.schedule="
+                    f"{train.schedule!r}, only on {schedule!r}: unset it, or change the schedule."
+                )
+    if train.decay_power is not None and train.decay_power <= 0:
+        raise ValueError(f"train.decay_power must be positive; got {train.decay_power}.")
+    if train.decay_factor is not None and not 0 < train.decay_factor < 1:
+        raise ValueError(f"train.decay_factor must be in (0, 1); got {train.decay_factor}.")
+    if train.schedule == "step":
+        epochs = train.decay_epochs or ()
+        if not epochs or list(epochs) != sorted(set(epochs)) or not 0 < epochs[-1] < train.epochs:
+            raise ValueError(
+                "train.schedule='step' needs train.decay_epochs, the epochs at which the rate "
+                f"falls, rising and within the {train.epochs} of the training; got {epochs}."
+            )
 
 
 def jacobian_weight(config, steps_per_epoch: int) -> Callable[[jax.Array], jax.Array]:

@@ -15,21 +15,37 @@ OPTIMIZERS = ("adam", "sgd")
 @flax.struct.dataclass
 class TrainState:
     """Attributes:
-    step: int32, optimiser steps done.
+    step: int32, steps done, skipped ones included.
     params: parameters of the network.
     batch_stats: running statistics of its batch norms.
     opt_state: of the optimiser.
+    average: moving average of "params" and "batch_stats"; empty if there is none.
+    skipped_in_a_row: int32, updates left out since the last one that was made.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any
+    skipped_in_a_row: jax.Array
 
     @property
     def variables(self) -> dict:
-        """The Flax variables that `model.apply` takes."""
+        """The Flax variables that training moves."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def eval_variables(self) -> dict:
+        """The Flax variables to evaluate: the average where there is one."""
+        return self.average or self.variables
+
+    def starting_from(self, variables: dict) -> "TrainState":
+        """The same with other weights and statistics, its average included."""
+        average = {name: variables[name] for name in self.average}
+        return self.replace(
+            params=variables["params"], batch_stats=variables["batch_stats"], average=average
+        )
 
 
 def build_optimizer(train, num_steps: int) -> optax.GradientTransformation:
@@ -60,14 +76,27 @@ def build_optimizer(train, num_steps: int) -> optax.GradientTransformation:
     )
 
 
-def init_state(model, optimizer, seed: int, image_size: tuple[int, int]) -> TrainState:
-    """A fresh state; the same seed gives the same on every host."""
-    images = jnp.zeros((1, *image_size, 3))
-    variables = jax.jit(model.init)(jax.random.key(seed), images)
-    params = variables["params"]
+def make_state(variables: dict, optimizer, *, averaged: bool = False) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        variables: Flax variables, "params" and "batch_stats".
+        optimizer: of `build_optimizer`.
+        averaged: whether a moving average is kept (`train.ema_decay`).
+    """
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
+        average={"params": params, "batch_stats": batch_stats} if averaged else {},
+        skipped_in_a_row=jnp.int32(0),
     )
+
+
+def init_state(model, optimizer, config) -> TrainState:
+    """A fresh state; the same `config.seed` gives the same on every host."""
+    images = jnp.zeros((1, *config.data.image_size, 3))
+    variables = jax.jit(model.init)(jax.random.key(config.seed), images)
+    return make_state(variables, optimizer, averaged=config.train.ema_decay is not None)

@@ -1,28 +1,16 @@
-"""What a model is trained for: a loss to differentiate and figures to report.
+"""What a model is trained for: a loss to differentiate, figures to report, an inference.
 
-A figure is a sum over examples; it is divided by the sum of the mask when it is reported, so that
-padding never counts and batches of any size add up.
+A figure is a sum over examples (or pixels), so that padding never counts, batches of any size add
+up, and devices and hosts add up; `Task.summarize` makes numbers to read of the sums.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mdeq_jax.solvers import Solution
 from mdeq_jax.training.losses import correct_top_k, cross_entropy
-
-
-class Task(NamedTuple):
-    """A loss and figures.
-
-    Attributes:
-        loss: (logits, batch) -> scalar, the mean over this device's examples.
-        figures: (logits, batch with "mask") -> name -> sum over the examples of the mask.
-    """
-
-    loss: Callable[[jax.Array, dict], jax.Array]
-    figures: Callable[[jax.Array, dict], dict[str, jax.Array]]
+from mdeq_jax.training.segmentation import check_settings, segmentation
+from mdeq_jax.training.task import Task
 
 
 def classification(config) -> Task:
@@ -42,21 +30,32 @@ def classification(config) -> Task:
             sums["top5_accuracy"] = jnp.sum(mask * correct_top_k(logits, label, 5))
         return sums
 
-    return Task(loss, figures)
+    def summarize(sums):
+        count = sums["count"]
+        return {name: float(total / count) for name, total in sums.items() if name != "count"}
+
+    return Task(loss, figures, summarize, "accuracy", forward)
 
 
-TASKS = {"mdeq_classifier": classification}
+def forward(model, variables, images, step_budget=None) -> tuple[jax.Array, Solution]:
+    """One forward pass in evaluation mode."""
+    out = model.apply(variables, images, step_budget=step_budget)
+    return out.logits, out.solution
+
+
+TASKS = {"mdeq_classifier": classification, "mdeq_segmenter": segmentation}
 
 
 def build_task(config) -> Task:
     """The task of `config.model.name`.
 
     Raises:
-        ValueError: there is none yet.
+        ValueError: there is none yet, or a setting that cannot work or that it has no use for.
     """
     if config.model.name not in TASKS:
         raise ValueError(
             f"There is no training task for model.name={config.model.name!r} yet; "
             f"there is one for {sorted(TASKS)}."
         )
+    check_settings(config)
     return TASKS[config.model.name](config)

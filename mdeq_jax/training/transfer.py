@@ -8,13 +8,10 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mdeq_jax.models import build_model
-from mdeq_jax.training.checkpoint import (
-    CONFIG_FILE,
-    Checkpoints,
-    check_architecture,
-    write_config,
-)
-from mdeq_jax.training.state import TrainState, build_optimizer
+from mdeq_jax.training import hosts
+from mdeq_jax.training.checkpoint import Checkpoints
+from mdeq_jax.training.state import TrainState, build_optimizer, make_state
+from mdeq_jax.training.workdir import CONFIG_FILE, check_architecture, write_config
 
 SHARED = ("stem", "cell")  # what networks of different tasks have in common
 _UNSEEN = ("num_groups", "downsample_times")  # of the shared part, but not in its shapes
@@ -40,12 +37,7 @@ def save_variables(variables: dict, config, workdir: str | Path) -> None:
         )
     # The number of steps shapes the learning rate only, which the state does not hold.
     optimizer = build_optimizer(config.train, num_steps=config.train.warmup_steps + 1)
-    state = TrainState(
-        step=jnp.int32(0),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-    )
+    state = make_state(variables, optimizer)
     write_config(workdir, config)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(jax.device_get(state), {})  # no data has been read
@@ -72,7 +64,7 @@ def load_variables(workdir: str | Path, config) -> tuple[dict, int]:
     factor = 2 ** (config.model.downsample_times + len(config.model.channels) - 1)
     images = jnp.zeros((1, factor, factor, 3))  # the smallest that the scales divide
     like = jax.eval_shape(build_model(config).init, jax.random.key(0), images)
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, write=False) as checkpoints:
         return checkpoints.restore_variables(like)
 
 
@@ -106,10 +98,10 @@ def start_from_checkpoint(state: TrainState, config) -> TrainState:
             + f"\nChange config.model to match ({source / CONFIG_FILE}), or start from another."
         )
     merged = unflatten_dict(own | _shared(other))
-    if jax.process_index() == 0:
+    if hosts.is_main():
         print(f"Starting from {source} ({source_config.model.name}, step {step:,}):")
         print(_table(own))
-    return state.replace(params=merged["params"], batch_stats=merged["batch_stats"])
+    return state.starting_from(merged)
 
 
 def _config_of(source: Path, config):

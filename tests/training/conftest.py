@@ -6,40 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import TINY, override
 
 from configs import digits
 
 REPOSITORY = Path(__file__).parents[2]
-
-# As overrides of configs/digits.py: seconds to compile, and not meant to learn well.
-TINY = {
-    "model.channels": (8, 8),
-    "model.num_groups": 4,
-    "model.expansion": 2,
-    "model.head_channels": (2, 4),
-    "model.final_channels": 16,
-    "solver.forward.max_steps": 5,
-    "solver.backward.max_steps": 5,
-    "train.pretrain_steps": 3,
-    "train.pretrain_layers": 2,
-    "train.epochs": 1.0,
-    "data.augment": False,
-    "train.batch_size": 128,
-    "eval.batch_size": 120,
-    "eval.every_epochs": 1.0,
-    "checkpoint.every_epochs": 1.0,
-}
-
-
-def override(config, fields):
-    """`config` with `{"a.b": value}` set."""
-    for name, value in fields.items():
-        *path, last = name.split(".")
-        part = config
-        for key in path:
-            part = part[key]
-        part[last] = value
-    return config
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,30 @@
 """The whole run, in this process."""
 
+import csv
 import json
+import shutil
 import signal
+from pathlib import Path
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import SINGLE_SCALE
 
-from mdeq_jax.data import Prefetcher
+from mdeq_jax.data import Prefetcher, load_dataset
 from mdeq_jax.models import build_model
-from mdeq_jax.training import Interrupted, evaluate, loop, train_and_evaluate
-from mdeq_jax.training.checkpoint import Checkpoints, check_architecture, write_config
+from mdeq_jax.training import (
+    Interrupted,
+    TrainingDiverged,
+    evaluate,
+    loop,
+    predict_classes,
+    train_and_evaluate,
+)
+from mdeq_jax.training.checkpoint import Checkpoints
+from mdeq_jax.training.workdir import check_architecture, write_config
 
 EXPECTED = {
     "step",
@@ -22,14 +35,20 @@ EXPECTED = {
     "eval/nfe",
     "eval/rel_residual",
     "eval/rel_residual_p90",
+    "eval/rel_residual_max",
     "eval/unconverged",
+    "eval/images_per_second",
+    "eval/spectral_radius",
     "train/loss",
     "train/accuracy",
     "train/grad_norm",
     "train/forward_nfe",
     "train/forward_rel_residual",
+    "train/forward_rel_residual_max",
+    "train/forward_unconverged",
     "train/backward_nfe",
     "train/backward_rel_residual",
+    "train/skipped_updates",
     "train/backward_unconverged",
     "images_per_second",
     "learning_rate",
@@ -38,13 +57,23 @@ EXPECTED = {
 
 
 def metrics_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """The lines of evaluations."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "eval/loss" in line]
 
 
 @pytest.fixture(scope="module")
 def two_epochs(tiny_config, tmp_path_factory):
     """A run of two epochs without a stop: config, work directory, what it returned."""
-    config = tiny_config({"train.epochs": 2.0})
+    config = tiny_config(
+        {
+            "train.epochs": 2.0,
+            "log.convergence_plot": True,
+            "log.tensorboard": True,
+            "log.every_steps": 4,
+            "eval.spectral_radius_every_epochs": 2.0,
+        }
+    )
     workdir = tmp_path_factory.mktemp("two_epochs")
     return config, workdir, train_and_evaluate(config, workdir)
 
@@ -54,12 +83,78 @@ def test_leaves_what_it_promises(two_epochs):
     lines = metrics_of(workdir)
     assert [line["step"] for line in lines] == [11, 22]
     assert EXPECTED <= set(lines[-1])
+    assert "eval/spectral_radius" not in lines[0] and lines[-1]["eval/spectral_radius"] > 0
     assert metrics == lines[-1]
     assert metrics["eval/examples"] == 360
     assert metrics["eval/nfe"] == 6 and 1 <= metrics["train/backward_nfe"] <= 6
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
     assert (workdir / "convergence.png").stat().st_size > 10_000
     assert json.loads((workdir / "config.json").read_text())["model"]["channels"] == [8, 8]
+
+
+def test_lines_between_evaluations(two_epochs):
+    _, workdir, _ = two_epochs
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 11, 12, 16, 20, 22]
+    assert {"train/loss", "learning_rate", "images_per_second", "phase"} <= set(lines[0])
+    # Four steps each, not all since the last evaluation.
+    assert lines[4]["train/loss"] < lines[0]["train/loss"]
+
+
+def test_tensorboard_has_the_same_figures(two_epochs):
+    _, workdir, _ = two_epochs
+    (events,) = (workdir / "tensorboard").iterdir()
+    data = events.read_bytes()
+    assert b"eval/accuracy" in data and b"train/forward_rel_residual_max" in data
+
+
+def test_the_best_is_kept(two_epochs, tiny_config):
+    _, workdir, _ = two_epochs
+    lines = metrics_of(workdir)
+    best = max(lines, key=lambda line: (line["eval/accuracy"], -line["step"]))
+    found = evaluate(tiny_config(), workdir, checkpoint="best")
+    assert found["step"] == best["step"] and found["eval/accuracy"] == best["eval/accuracy"]
+    assert evaluate(tiny_config(), workdir, checkpoint="11")["step"] == 11
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 7 in .*only of \[11, 22\]"):
+        evaluate(tiny_config(), workdir, checkpoint="7")
+    with pytest.raises(ValueError, match="'latest', 'best' or a step; got 'newest'"):
+        evaluate(tiny_config(), workdir, checkpoint="newest")
+
+
+def test_sweep_of_solver_steps(two_epochs, tiny_config):
+    _, workdir, metrics = two_epochs
+    result = evaluate(tiny_config(), workdir, sweep_steps=[5, 1, 2])
+    assert list(result["sweep"]) == [1, 2, 5]
+    assert [figures["eval/nfe"] for figures in result["sweep"].values()] == [2, 3, 6]
+    np.testing.assert_allclose(result["eval/loss"], metrics["eval/loss"], rtol=1e-6)
+    assert (workdir / "sweep.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="sweep_steps must be at least 1; got 0"):
+        evaluate(tiny_config(), workdir, sweep_steps=[0, 1])
+
+
+def test_predicting_a_folder(two_epochs, tiny_config, tmp_path):
+    """The evaluation images as files are given the classes that the evaluation counts."""
+    _, workdir, _ = two_epochs
+    split = load_dataset(tiny_config().data).eval
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    for i, image in enumerate(split.images[:50]):
+        folder = tmp_path / "images" / ("more" if i % 2 else "")
+        cv2.imwrite(str(folder / f"{i:03}.png"), np.round(image * (255 / 16)).astype(np.uint8))
+    output = tmp_path / "predictions.csv"
+    assert predict_classes(tiny_config(), workdir, tmp_path / "images", output) == 50
+    rows = {Path(row["file"]).stem: row for row in csv.DictReader(output.open())}
+    model = build_model(tiny_config())
+    batch, _ = split.make_batch(np.arange(50), (0, 0))
+    logits = model.apply(final_variables(tiny_config(), workdir), batch["image"]).logits
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    ours = [int(rows[f"{i:03}"]["class"]) for i in range(50)]
+    # Pixels are rounded to 8 bits in the files.
+    assert np.mean(ours == probabilities.argmax(1)) >= 0.96
+    shares = [float(rows[f"{i:03}"]["probability"]) for i in range(50)]
+    np.testing.assert_allclose(shares, probabilities.max(1), atol=0.02)
+    with pytest.raises(FileNotFoundError, match="holds no images"):
+        (tmp_path / "none").mkdir()
+        predict_classes(tiny_config(), workdir, tmp_path / "none", output)
 
 
 def test_the_same_call_after_the_end_evaluates(two_epochs, capsys):
@@ -126,14 +221,18 @@ BAD = [
     ("train.batch_size", 0, "train.batch_size=0 must be a multiple of the 1 devices"),
     ("train.batch_size", 2000, "only 1437 training examples"),
     ("model.num_classes", 9, "model.num_classes=9, but digits has 10 classes"),
-    ("train.pretrain_layers", 0, "train.pretrain_layers of at least 1"),
+    ("train.pretrain_steps", 5, "train.pretrain_layers of at least 1"),
     ("train.epochs", 0.0, "train.epochs must be above 0"),
     ("train.learning_rate", 0.0, "train.learning_rate must be positive"),
-    ("train.random_forward_delta", 5, "must be below solver.forward.max_steps=5"),
-    ("jacobian.frequency", 0.0, "no effect with jacobian.frequency=0"),
+    ("jacobian.weight", 1.0, "no effect with jacobian.frequency=0"),
     ("log.every_steps", 0, "log.every_steps must be at least 1"),
     ("train.optimizer", "adamw", r"train.optimizer must be one of .*; got 'adamw'"),
-    ("train.schedule", "step", r"train.schedule must be one of .*; got 'step'"),
+    ("train.schedule", "exponential", r"train.schedule must be one of .*; got 'exponential'"),
+    ("train.schedule", "step", "needs train.decay_epochs"),
+    ("train.decay_power", 0.5, r"decay_power=0.5 has no effect on train.schedule='cosine'"),
+    ("train.accumulate_steps", 3, "times the 3 parts of train.accumulate_steps"),
+    ("train.ema_decay", 1.0, r"train.ema_decay must be in \(0, 1\)"),
+    ("train.max_skipped_updates", 0, "train.max_skipped_updates must be at least 1"),
     ("train.warmup_steps", 99, "train.warmup_steps must be at least 0 and below the 11 steps"),
     ("data.name", "mnist", "config.data.name is 'mnist', but must be one of"),
     ("data.image_size", (16, 16), r"image_size is \(16, 16\)"),
@@ -175,22 +274,27 @@ def test_evaluating_an_empty_workdir(tiny_config, tmp_path):
         evaluate(tiny_config(), tmp_path)
 
 
-def test_other_gradients_train_too(tiny_config, tmp_path):
-    """A truncated gradient, the Jacobian loss with its random limits, dropout and SGD."""
+def test_everything_else_at_once(tiny_config, tmp_path):
+    """A truncated gradient, pretraining, the Jacobian loss with random limits, dropout, SGD, ..."""
     config = tiny_config(
         {
+            **SINGLE_SCALE,
             "gradient.name": "neumann",
             "gradient.steps": 2,
             "model.dropout": 0.1,
             "jacobian.weight": 0.5,
             "jacobian.frequency": 0.5,
             "train.random_forward_delta": 2,
+            "train.pretrain_steps": 2,
+            "train.pretrain_layers": 1,
             "train.optimizer": "sgd",
             "train.nesterov": True,
             "train.weight_decay": 1e-4,
             "train.grad_clip": 1.0,
             "train.warmup_steps": 2,
             "train.label_smoothing": 0.1,
+            "train.accumulate_steps": 2,
+            "train.ema_decay": 0.5,
         }
     )
     metrics = train_and_evaluate(config, tmp_path)
@@ -198,3 +302,34 @@ def test_other_gradients_train_too(tiny_config, tmp_path):
     assert np.isfinite(metrics["train/loss"])
     assert metrics["train/backward_nfe"] == 1
     assert metrics["eval/nfe"] == 6  # the random limit is of training alone
+    # What was evaluated is the average, and `evaluate` takes it too.
+    np.testing.assert_allclose(evaluate(config, tmp_path)["eval/loss"], metrics["eval/loss"])
+    average = final_variables(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "11" / "average")
+    assert not np.allclose(
+        average["params"]["head"]["classifier"]["kernel"],
+        final_variables(config, tmp_path)["params"]["head"]["classifier"]["kernel"],
+    )
+    with pytest.raises(ValueError, match=r"trained with train\.ema_decay=0\.5; None cannot go on"):
+        train_and_evaluate(
+            tiny_config({**SINGLE_SCALE, "train.optimizer": "sgd", "train.epochs": 2.0}), tmp_path
+        )
+
+
+def test_an_absurd_learning_rate(tiny_config, tmp_path):
+    """It stops, says what to try, and no checkpoint holds what is not a number."""
+    config = tiny_config(
+        {
+            **SINGLE_SCALE,
+            "gradient.name": "one_step",
+            "train.learning_rate": 1e30,
+            "train.schedule": "constant",
+            "train.max_skipped_updates": 3,
+            "checkpoint.every_epochs": 0.1,
+        }
+    )
+    message = r"not finite in 3 steps in a row .*Try a lower train\.learning_rate"
+    with pytest.raises(TrainingDiverged, match=message):
+        train_and_evaluate(config, tmp_path)
+    variables = final_variables(config, tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))

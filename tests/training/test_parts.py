@@ -10,9 +10,12 @@ import pytest
 
 from configs import default
 from mdeq_jax.training.losses import correct_top_k, cross_entropy
-from mdeq_jax.training.report import MetricsFile, summarize
+from mdeq_jax.training.report import summarize
 from mdeq_jax.training.schedules import jacobian_weight, learning_rate
 from mdeq_jax.training.state import build_optimizer
+from mdeq_jax.training.step import Report
+from mdeq_jax.training.tasks import build_task
+from mdeq_jax.training.writers import MetricsWriter
 
 
 def train_settings(**fields):
@@ -104,21 +107,60 @@ def test_jacobian_weight():
         np.testing.assert_allclose(weight(step), value, rtol=1e-6)
 
 
+def test_polynomial_and_step_schedules_are_pytorchs():
+    torch = pytest.importorskip("torch")
+
+    def rates(make):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        schedule = make(optimizer)
+        for _ in range(40):
+            yield optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            schedule.step()
+
+    settings = {"learning_rate": 0.1, "epochs": 4.0}
+    polynomial = train_settings(schedule="polynomial", end_learning_rate=0.0, **settings)
+    theirs = rates(lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 40, power=0.9))
+    ours = learning_rate(polynomial, 40)
+    np.testing.assert_allclose([ours(step) for step in range(40)], list(theirs), rtol=1e-5)
+    step = train_settings(schedule="step", decay_epochs=(1.5, 3.0), decay_factor=0.2, **settings)
+    theirs = rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [15, 30], gamma=0.2))
+    ours = learning_rate(step, 40)
+    np.testing.assert_allclose([ours(step) for step in range(40)], list(theirs), rtol=1e-5)
+
+
 def test_summary():
+    def scalars(loss, skipped=0.0):
+        return {"loss": np.float32(loss), "skipped": np.float32(skipped)}
+
+    def sums(correct):
+        return {"accuracy": np.float32(correct), "loss": np.float32(0), "count": np.float32(4)}
+
     reports = [
-        {"loss": np.array([2.0, 2.0]), "forward/rel_residual": np.array([[0.1, 0.2], [0.3, 0.4]]),
-         "forward/status": np.array([[0, 0], [0, 1]])},
-        {"loss": np.array([4.0, 4.0])},
-    ]  # fmt: skip
-    summary = summarize(reports)
+        Report(
+            scalars(2.0),
+            {
+                "forward/rel_residual": np.array([0.1, 0.2, 0.3, 0.4]),
+                "forward/status": np.array([0, 0, 0, 1]),
+            },
+            sums(1),
+        ),
+        Report(scalars(4.0), {}, sums(2)),
+        Report(scalars(np.nan, skipped=1.0), {}, sums(4)),
+    ]
+    summary = summarize(reports, build_task(default.get_config()))
     assert summary["train/loss"] == 3.0
+    assert summary["train/accuracy"] == 3 / 8
+    assert summary["train/skipped_updates"] == 1
     np.testing.assert_allclose(summary["train/forward_rel_residual"], 0.25)
+    np.testing.assert_allclose(summary["train/forward_rel_residual_max"], 0.4)
     assert summary["train/forward_unconverged"] == 0.25
 
 
 def test_metrics_file_drops_what_will_be_done_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10, 15)) + '{"st')
-    MetricsFile(path, after_step=10).write({"step": 15, "new": float("nan")})
+    with MetricsWriter(tmp_path, after_step=10, tensorboard=False) as writer:
+        writer.write({"step": 15, "new": float("nan")})
     steps = [json.loads(line) for line in path.read_text().splitlines()]
     assert steps == [{"step": 5}, {"step": 10}, {"step": 15, "new": None}]

@@ -1,15 +1,15 @@
 """Starting from another task's network: stem and cell are its, the head is fresh."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import default, digits
 from mdeq_jax.convert import convert_state_dict
 from mdeq_jax.convert.names import name_table
 from mdeq_jax.training import train_and_evaluate
-from mdeq_jax.training.state import TrainState
+from mdeq_jax.training.state import make_state
 from mdeq_jax.training.transfer import load_variables, save_variables, start_from_checkpoint
 
 FOUR_SCALES = dict(
@@ -46,7 +46,7 @@ def random_variables(config, seed):
 
 def state_of(config, seed):
     variables = random_variables(config, seed)
-    return TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], opt_state=())
+    return make_state(variables, optax.identity())
 
 
 def assert_equal(actual, expected):

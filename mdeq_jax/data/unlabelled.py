@@ -1,0 +1,46 @@
+"""Images without labels, prepared as those of an evaluation split."""
+
+import pathlib
+
+import numpy as np
+
+from mdeq_jax.data import augment, images
+from mdeq_jax.data.dataset import Dataset
+from mdeq_jax.data.disk import Record
+from mdeq_jax.data.files import IMAGE_SUFFIXES
+from mdeq_jax.data.transforms import ClassificationTransform
+
+
+def list_folder(folder: str | pathlib.Path) -> list[pathlib.Path]:
+    """Returns the JPEG and PNG files of a folder and its subfolders, by name.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no image in it.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: name one that holds images.")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    return paths
+
+
+def read_for_evaluation(path: pathlib.Path, dataset: Dataset) -> np.ndarray:
+    """Returns an image as the evaluation of `dataset` would see it: float32 [H, W, 3], normalised.
+
+    For sets of small images that are held in memory the shorter side is resized to the set's, and
+    the middle cut out; for others the transform is ImageNet's. What is not RGB is converted.
+
+    Raises:
+      ExampleError: the file cannot be decoded; a ValueError.
+    """
+    data, size = path.read_bytes(), dataset.image_size
+    if dataset.eval.in_memory:
+        image = images.decode_rgb(data, str(path))
+        scaled = augment.shorter_side_size(*image.shape[:2], max(size))
+        image = augment.center_crop(augment.resize(image, *scaled), *size)
+    else:
+        transform = ClassificationTransform(size, 1, train=False, convert_to_rgb=True)
+        image, _ = transform(Record(str(path), data, 0), np.random.default_rng(0))
+    return augment.normalize(image[None], dataset.mean, dataset.std)[0]

@@ -1,0 +1,131 @@
+"""How the solves of evaluation examples converge, step by step, and the picture of it."""
+
+import inspect
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdeq_jax.data import Dataset, EvalLoader
+from mdeq_jax.implicit import solve_adjoint
+from mdeq_jax.models import CellInput, apply_cell
+from mdeq_jax.models.build import build_solver
+from mdeq_jax.solvers import fixed_point_iteration
+from mdeq_jax.training.tasks import Task
+from mdeq_jax.tree import ravel_batch
+from mdeq_jax.viz.convergence import plot_convergence
+
+MAX_TRACED = 1000
+SERIES = ("phantom", "neumann", "one_step")
+
+
+class ConvergenceTraces(NamedTuple):
+    """Relative residual after each step, with no tolerance to stop at.
+
+    Attributes:
+        forward: `[steps, N]` of the equilibrium.
+        backward: `[steps, N]` of the adjoint equation of each example's own loss.
+        forward_label: names the solver.
+        backward_label: names the gradient and its solver.
+    """
+
+    forward: np.ndarray
+    backward: np.ndarray
+    forward_label: str
+    backward_label: str
+
+
+def convergence_traces(model, variables, task: Task, dataset: Dataset, config) -> ConvergenceTraces:
+    """Solves evaluation examples with all the steps that the config allows, on one device.
+
+    The first `MAX_TRACED` of them: enough for the picture, and no second evaluation.
+    """
+    forward = partial(build_solver(config.solver.forward, "solver.forward"), tol=0.0)
+    backward, label = _backward_solver(model, config)
+    linearize_at = _settings(model.gradient).get("linearize_at", "z_star")
+
+    @jax.jit
+    def traces(variables, batch):
+        injection = model.apply(variables, batch["image"], method="inject")
+        weights = model.apply(variables, method="cell_weights")
+        x, z0 = CellInput(injection), model.zero_state(injection)
+        f = partial(apply_cell, model.cell.spec)
+
+        def loss(z):
+            return task.figures(model.apply(variables, z, method="read_out"), batch)["loss"]
+
+        z, solution = model.solve(f, weights, x, z0, f_solver=forward)
+        # Linearised where training does it.
+        point = z if linearize_at == "f_z_star" else ravel_batch(z0)[1](solution.z)
+        _, adjoint = solve_adjoint(f, weights, x, point, jax.grad(loss)(z), b_solver=backward)
+        return solution.rel_trace, adjoint.rel_trace
+
+    batch_size = (config.eval.batch_size or config.train.batch_size) // jax.device_count()
+    loader = EvalLoader(dataset, batch_size, num_workers=config.data.num_workers)
+    columns = []
+    for batch in islice(loader, -(-MAX_TRACED // batch_size)):
+        keep = batch["mask"] > 0
+        batch = jax.tree.map(jnp.asarray, batch)
+        columns.append([np.asarray(t)[:, keep] for t in traces(variables, batch)])
+    forward_trace, backward_trace = (np.concatenate(t, axis=1) for t in zip(*columns))
+    return ConvergenceTraces(
+        forward_trace,
+        backward_trace,
+        f"{config.solver.forward.name}, {config.solver.forward.max_steps} steps",
+        label,
+    )
+
+
+def _backward_solver(model, config):
+    """The solver that the gradient amounts to, without a tolerance, and a label for it."""
+    name = config.gradient.name
+    if name in SERIES:
+        # A truncated gradient is a partial sum of the damped iteration of the adjoint equation.
+        settings = {"steps": 1, "tau": 1.0, **_settings(model.gradient)}  # one_step has neither
+        terms, tau = settings["steps"], settings["tau"]
+        solver = partial(fixed_point_iteration, max_steps=terms, tau=tau, tol=0.0)
+        return solver, f"{name}, {terms} terms, tau = {tau}"
+    settings = config.solver.backward
+    solver = partial(build_solver(settings, "solver.backward"), tol=0.0)
+    label = f"{settings.name}, {settings.max_steps} steps"
+    # The other gradients solve nothing; the adjoint equation is still there to be solved.
+    return solver, f"ift, {label}" if name == "ift" else f"{label} (training uses {name!r})"
+
+
+def _settings(gradient: partial) -> dict:
+    """The settings of a gradient of `build_model`: bound ones, and defaults of the others."""
+    parameters = inspect.signature(gradient.func).parameters
+    defaults = {k: v.default for k, v in parameters.items() if v.default is not v.empty}
+    return {**defaults, **gradient.keywords}
+
+
+def plot(path: Path, config, model, variables, task: Task, dataset: Dataset, score: float) -> None:
+    """Writes `convergence.png` of a trained network.
+
+    Args:
+        path: file to write.
+        config: the whole config.
+        model: of `build_model`.
+        variables: Flax variables on the host.
+        task: of `build_task`.
+        dataset: its evaluation split is solved.
+        score: the task's headline figure, for the title.
+    """
+    traces = convergence_traces(model, variables, task, dataset, config)
+    uses_tol = config.solver.forward.stop_mode == "rel"
+    exact = config.gradient.name == "ift" and config.solver.backward.stop_mode == "rel"
+    plot_convergence(
+        path,
+        traces.forward,
+        traces.backward,
+        title=f"{config.name}: convergence over {traces.forward.shape[1]:,} evaluation images "
+        f"({task.headline.replace('_', ' ')} {100 * score:.2f} %)",
+        forward_label=traces.forward_label,
+        backward_label=traces.backward_label,
+        forward_tol=config.solver.forward.tol if uses_tol else None,
+        backward_tol=config.solver.backward.tol if exact else None,
+    )

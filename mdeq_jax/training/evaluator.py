@@ -1,0 +1,136 @@
+"""Evaluation over a whole split."""
+
+import time
+
+import jax
+import numpy as np
+
+from mdeq_jax.data import Dataset, EvalLoader, Prefetcher
+from mdeq_jax.implicit import spectral_radius
+from mdeq_jax.models import CellInput, apply_cell
+from mdeq_jax.solvers import Status
+from mdeq_jax.training import devices, hosts
+from mdeq_jax.training.step import make_eval_step
+from mdeq_jax.training.tasks import Task
+from mdeq_jax.tree import ravel_batch
+
+SPECTRAL_STEPS = 50  # products with the Jacobian
+SPECTRAL_IMAGES = 64
+
+
+class Evaluator:
+    """Evaluates variables on a data set; compiles once."""
+
+    def __init__(self, model, task: Task, dataset: Dataset, config):
+        """Prepares the loader and the step.
+
+        Args:
+            model: of `build_model`.
+            task: of `build_task`.
+            dataset: its evaluation split is read.
+            config: the whole config.
+        """
+        batch_size = config.eval.batch_size or config.train.batch_size
+        devices.check_batch_size(batch_size, "eval.batch_size")
+        self._task = task
+        self._loader = EvalLoader(
+            dataset,
+            batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=config.data.num_workers,
+        )
+        self._max_steps = config.solver.forward.max_steps
+        self._step = devices.pmap(make_eval_step(model, task))
+        self._radius = devices.pmap(_make_spectral_radius(model, config.seed))
+
+    def __call__(self, replicated_variables, step_budget: int | None = None) -> dict[str, float]:
+        """Figures over every example of the split, each counted once.
+
+        Args:
+            replicated_variables: of `devices.replicate`.
+            step_budget: most forward solver steps, up to `solver.forward.max_steps`; the
+                default. Another one compiles nothing.
+
+        Returns:
+            "eval/NAME" for each figure of the task; "eval/nfe", evaluations of the cell a batch;
+            "eval/steps", solver steps to a sample's best iterate; "eval/rel_residual" (median),
+            "eval/rel_residual_p90", "_p99" and "_max"; "eval/unconverged", the share that did not
+            reach `tol`; "eval/images_per_second", without the first batch, which may compile;
+            "eval/skipped", this host's unreadable examples left out so far (`data.on_error`).
+        """
+        budget = devices.for_each_device(np.int32(step_budget or self._max_steps))
+        sums, rows, seconds = {}, [], []
+        with Prefetcher(self._loader, devices.place) as batches:
+            clock = time.perf_counter()
+            for batch, _ in batches:
+                batch_sums, per_sample = self._step(replicated_variables, batch, budget)
+                for name, value in devices.unreplicate(batch_sums).items():
+                    sums[name] = sums.get(name, 0) + value.astype(np.float64)
+                rows.append(jax.tree.map(np.ravel, devices.fetch(per_sample)))
+                seconds.append(time.perf_counter() - clock)
+                clock = time.perf_counter()
+        local = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        samples = dict(hosts.gather(local))
+        keep = samples.pop("mask") > 0
+        samples = {name: value[keep] for name, value in samples.items()}
+        residual = samples["rel_residual"]
+        warm = seconds[1:] or seconds
+        images = len(warm) * len(local["mask"]) / len(seconds) * jax.process_count()
+        figures = self._task.summarize(sums)
+        return {
+            **{f"eval/{name}": float(value) for name, value in figures.items()},
+            "eval/examples": int(sums["count"]),
+            "eval/nfe": float(samples["nfe"].mean()),
+            "eval/steps": float(samples["steps"].mean()),
+            "eval/rel_residual": float(np.median(residual)),
+            "eval/rel_residual_p90": float(np.quantile(residual, 0.9)),
+            "eval/rel_residual_p99": float(np.quantile(residual, 0.99)),
+            "eval/rel_residual_max": float(np.max(residual)),
+            "eval/unconverged": float(np.mean(samples["status"] != Status.CONVERGED)),
+            "eval/images_per_second": images / sum(warm),
+            "eval/skipped": sum(self._loader.skipped.values()),
+        }
+
+    def spectral_radius(self, replicated_variables) -> dict[str, float]:
+        """Spectral radius of the cell's Jacobian at the equilibria of the first batch.
+
+        Returns:
+            "eval/spectral_radius" and "eval/spectral_radius_max", mean and largest over the
+            samples of the power iteration's growth per step, and "eval/spectral_radius_residual",
+            the mean of its own residual: near 0 where one real eigenvalue dominates, near 1 for a
+            complex pair. See `mdeq_jax.implicit.spectral_radius`.
+        """
+        batch = devices.place(next(iter(self._loader)))
+        rows = hosts.gather(
+            jax.tree.map(np.ravel, devices.fetch(self._radius(replicated_variables, batch)))
+        )
+        keep = rows["mask"] > 0
+        return {
+            "eval/spectral_radius": float(rows["growth"][keep].mean()),
+            "eval/spectral_radius_max": float(rows["growth"][keep].max()),
+            "eval/spectral_radius_residual": float(rows["residual"][keep].mean()),
+        }
+
+
+def _make_spectral_radius(model, seed: int):
+    """Returns `(variables, batch) -> {"growth", "residual", "mask"}`, each `[B]`."""
+
+    def radius(variables, batch):
+        images, mask = (batch[name][:SPECTRAL_IMAGES] for name in ("image", "mask"))
+        injection = model.apply(variables, images, method="inject")
+        weights = model.apply(variables, method="cell_weights")
+        spec = model.cell.spec
+
+        def cell(weights, z, x):
+            return apply_cell(spec, weights, z, x)
+
+        start, x = model.zero_state(injection), CellInput(injection)
+        _, solution = model.solve(cell, weights, x, start)
+        z = ravel_batch(start)[1](solution.z)
+        result = spectral_radius(
+            cell, weights, x, z, key=jax.random.key(seed), num_steps=SPECTRAL_STEPS
+        )
+        return {"growth": result.growth, "residual": result.residual, "mask": mask}
+
+    return radius

@@ -1,0 +1,81 @@
+"""Several hosts as one run: joining them, and what they have to tell each other."""
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def join(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Makes this process one of a run; call it before anything else touches a device.
+
+    With all three arguments as they say; with none, automatically where SLURM (`srun`), Open MPI,
+    Kubernetes or a cloud TPU pod started several processes, and not at all elsewhere.
+
+    Args:
+        coordinator: "HOST:PORT" of process 0, the same for all.
+        num_processes: of the run.
+        process_id: of this one, from 0.
+
+    Raises:
+        ValueError: only some of the three are given, or they do not fit each other.
+    """
+    given = (coordinator, num_processes, process_id)
+    if all(value is None for value in given):
+        if started_by_cluster(os.environ):
+            jax.distributed.initialize()
+        return
+    if any(value is None for value in given):
+        raise ValueError(
+            "coordinator, num_processes and process_id belong together; got "
+            f"{coordinator!r}, {num_processes} and {process_id}. Give all three on every host, or "
+            "none under SLURM, Open MPI, Kubernetes or on a cloud pod."
+        )
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"process_id must lie in [0, num_processes); got {process_id} of {num_processes}."
+        )
+    if ":" not in coordinator:
+        raise ValueError(f"coordinator must be HOST:PORT, e.g. 10.0.0.1:1234; got {coordinator!r}.")
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def started_by_cluster(environment) -> bool:
+    """Whether these environment variables are those of one process among several."""
+
+    def count(name):
+        value = environment.get(name, "")
+        return int(value) if value.isdigit() else 0
+
+    return (
+        ("SLURM_STEP_NODELIST" in environment and count("SLURM_STEP_NUM_TASKS") > 1)
+        or count("OMPI_COMM_WORLD_SIZE") > 1
+        or ("KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment)
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+        or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+    )
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes."""
+    return jax.process_index() == 0
+
+
+def gather(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`[N, ...]` of every process, joined along the first axis in the order of the processes.
+
+    Every process must call it with arrays of the same shapes.
+    """
+    if jax.process_count() == 1:
+        return rows
+    joined = multihost_utils.process_allgather(rows)
+    return {name: np.concatenate(list(value)) for name, value in joined.items()}
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,77 @@
+"""Classes of the images of a folder, as a CSV file."""
+
+import csv
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdeq_jax.data import load_dataset
+from mdeq_jax.data.unlabelled import list_folder, read_for_evaluation
+from mdeq_jax.models import build_model
+from mdeq_jax.solvers import Status
+from mdeq_jax.training.checks import check_data
+from mdeq_jax.training.evaluation import load_checkpoint
+
+COLUMNS = ("file", "class", "name", "probability", "solver_steps", "rel_residual", "converged")
+
+
+def predict_classes(
+    config, workdir: str | Path, folder: str | Path, output: Path, *, checkpoint: str = "latest"
+) -> int:
+    """Classifies every image of `folder` and writes one line each to the CSV file `output`.
+
+    Columns: "file"; "class" and "name" of the likeliest class; its "probability" in [0, 1]; and of
+    the equilibrium "solver_steps", "rel_residual" and "converged" (1 or 0). Runs on one device.
+
+    Args:
+        config: a config of the network; its data set gives the names of the classes and how
+            pixels are normalised.
+        workdir: of `train_and_evaluate` or of a converted file.
+        folder: of JPEG and PNG files, its subfolders included.
+        output: the CSV file.
+        checkpoint: "latest", "best", or a step.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, folder or image.
+        ValueError: settings that do not fit the checkpoint, or an image that cannot be read.
+    """
+    model = build_model(config)
+    variables, _ = load_checkpoint(config, Path(workdir), model, checkpoint)
+    dataset = load_dataset(config.data)
+    check_data(config, dataset)
+    paths = list_folder(folder)
+    batch_size = min(config.eval.batch_size or config.train.batch_size, len(paths))
+
+    @jax.jit
+    def predict(images):
+        out = model.apply(variables, images)
+        solution = out.solution
+        return jax.nn.softmax(out.logits), solution.steps, solution.rel_residual, solution.status
+
+    with output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            images = np.stack([read_for_evaluation(path, dataset) for path in batch])
+            padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
+            results = jax.device_get(predict(jnp.asarray(np.pad(images, padding))))
+            for path, probabilities, steps, residual, status in zip(batch, *results):
+                best = int(np.argmax(probabilities))
+                writer.writerow(
+                    (
+                        path.relative_to(folder),
+                        best,
+                        dataset.class_names[best],
+                        f"{probabilities[best]:.6f}",
+                        int(steps),
+                        f"{residual:.3e}",
+                        int(status == Status.CONVERGED),
+                    )
+                )
+    return len(paths)

@@ -1,0 +1,118 @@
+"""A work directory and the config it belongs to: `workdir/config.json`."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from mdeq_jax.training import hosts
+
+CONFIG_FILE = "config.json"
+
+# What makes a checkpoint fit a network: the parts of the config that its arrays depend on.
+ARCHITECTURE = (
+    "name",
+    "channels",
+    "num_blocks",
+    "big_kernels",
+    "expansion",
+    "num_groups",
+    "downsample_times",
+    "weight_norm",
+    "fuse_weight_norm",
+    "block_gn_affine",
+    "fuse_gn_affine",
+    "post_gn_affine",
+    "num_classes",
+)
+HEAD = {
+    "mdeq_classifier": ("head_channels", "final_channels"),
+    "mdeq_segmenter": ("final_conv_kernel",),
+}
+
+
+def check_writable(workdir: Path) -> None:
+    """Makes the directory and tries to write in it; the first process only.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    if not hosts.is_main():
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir) as file:
+            file.write(b"can this be written?")
+    except OSError as error:
+        raise OSError(
+            f"The work directory {workdir} cannot be written: {error}. Results and checkpoints go "
+            "there: choose another --workdir, or make room and give yourself the right to write."
+        ) from None
+
+
+def write_config(workdir: Path, config) -> None:
+    """Writes `workdir/config.json`, whole or not at all; by the first process only."""
+    if not hosts.is_main():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
+    with tempfile.NamedTemporaryFile("w", dir=workdir, delete=False) as file:
+        file.write(text + "\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, workdir / CONFIG_FILE)
+
+
+def check_architecture(workdir: Path, config) -> None:
+    """Refuses a work directory whose checkpoints are of another network.
+
+    Raises:
+        ValueError: lists every field of `config.model` that differs; or the checkpoints have no
+            `config.json`.
+    """
+    path = workdir / CONFIG_FILE
+    if not any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*")):
+        return  # a run that was stopped before it saved anything
+    if not path.exists():
+        raise ValueError(
+            f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell of which "
+            "network: put the file back, or choose another --workdir."
+        )
+    saved = json.loads(path.read_text())["model"]
+    wanted = json.loads(config.to_json_best_effort())["model"]
+    fields = (*ARCHITECTURE, *HEAD[config.model.name])
+    differing = [name for name in fields if saved.get(name) != wanted[name]]
+    if differing:
+        rows = "\n".join(
+            f"  model.{name}: {saved.get(name)} there, {wanted[name]} in this config"
+            for name in differing
+        )
+        raise ValueError(
+            f"{workdir} holds the work of another architecture:\n{rows}\n"
+            "Choose another --workdir, or the config that it was made with "
+            f"(it is in {path})."
+        )
+
+
+def check_resumable(workdir: Path, config) -> None:
+    """Refuses to go on from a state of another optimiser, or with or without an average.
+
+    Raises:
+        ValueError: as said.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    saved = json.loads(path.read_text())["train"]
+    if saved["optimizer"] != config.train.optimizer:
+        raise ValueError(
+            f"{workdir} was trained with train.optimizer={saved['optimizer']!r}, whose state "
+            f"{config.train.optimizer!r} cannot go on from. Keep it, or start a new --workdir with "
+            f"--config.init.from_checkpoint={workdir}."
+        )
+    if (saved["ema_decay"] is None) != (config.train.ema_decay is None):
+        raise ValueError(
+            f"{workdir} was trained with train.ema_decay={saved['ema_decay']}; "
+            f"{config.train.ema_decay} cannot go on from it, as an average is kept from the first "
+            "step or not at all. Keep the setting, or start a new --workdir with "
+            f"--config.init.from_checkpoint={workdir}."
+        )

@@ -1,0 +1,91 @@
+"""Checkpoints where the disk does not play along."""
+
+import contextlib
+import os
+import resource
+import signal
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mdeq_jax.training.checkpoint import BEST, CheckpointError, Checkpoints
+from mdeq_jax.training.state import make_state
+from mdeq_jax.training.workdir import check_writable
+
+
+def state_of(step, size=1000):
+    rng = np.random.default_rng(step)
+    variables = {
+        "params": {"kernel": rng.normal(size=size).astype(np.float32)},
+        "batch_stats": {"mean": rng.normal(size=3).astype(np.float32)},
+    }
+    state = make_state(variables, optax.sgd(0.1, momentum=0.9), averaged=True)
+    return jax.device_get(state.replace(step=np.int32(step)))
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """As on a disk that is full: the kernel refuses to make a file longer."""
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, previous[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_there_and_back(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(state_of(step), {"step": step})
+        checkpoints.wait()
+        state, data = checkpoints.restore(state_of(0))
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(3))
+    assert data == {"step": 3}
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_best_score(tmp_path):
+    with Checkpoints(tmp_path, folder=BEST, keep=1) as best:
+        assert best.best_score() == -np.inf
+        best.save_scored(state_of(4), 0.5)
+        best.wait()
+        assert best.best_score() == 0.5
+        variables, step = best.restore_variables(state_of(0).variables)
+    assert step == 4
+    jax.tree.map(np.testing.assert_array_equal, variables, state_of(4).average)
+
+
+def test_a_full_disk(tmp_path):
+    """An error that says what to do; the older checkpoints are whole, and it goes on later."""
+    large = 1_000_000
+    rng_state = state_of(1, large)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(rng_state, {"step": 1})
+        checkpoints.wait()
+        with files_of_at_most(100_000):
+            with pytest.raises(CheckpointError, match=r"steps \[1\] are intact. Make room"):
+                checkpoints.save(state_of(2, large), {"step": 2})
+                checkpoints.wait()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["1"]
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore(state_of(0, large))
+        jax.tree.map(np.testing.assert_array_equal, state, rng_state)
+        checkpoints.save(state_of(2, large), {"step": 2})
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 2
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written: .*choose another --workdir"):
+        check_writable(tmp_path / "file" / "run")
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(OSError, match="cannot be written"):
+        check_writable(tmp_path / "locked")

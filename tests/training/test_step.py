@@ -1,0 +1,91 @@
+"""The training step: parts of a batch, memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import SINGLE_SCALE
+
+from mdeq_jax.models import build_model
+from mdeq_jax.models.build import BATCH_AXIS
+from mdeq_jax.training.state import make_state
+from mdeq_jax.training.step import make_train_step
+from mdeq_jax.training.tasks import build_task
+
+SIZE = 8
+
+
+def one_device(config, size=8):
+    """The step as one device runs it, a fresh state, and a batch."""
+    model = build_model(config)
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(model, optimizer, build_task(config), config, steps_per_epoch=10)
+    mapped = jax.vmap(lambda s, b: step(s, b, False), axis_name=BATCH_AXIS)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(SIZE, size, size, 3)), jnp.float32)
+    state = make_state(model.init(jax.random.key(0), images), optimizer)
+    batch = {"image": images, "label": jnp.asarray(rng.integers(0, 10, SIZE))}
+    return mapped, *jax.tree.map(lambda x: jnp.asarray(x)[None], (state, batch))
+
+
+@pytest.fixture(scope="module")
+def accumulated(tiny_config):
+    """(state before, state after, report) in one part and in four.
+
+    The images are copies of one, so that batch norm sees the same in every part; labels differ.
+    """
+    results = {}
+    for parts in (1, 4):
+        fields = {
+            **SINGLE_SCALE,
+            "gradient.name": "neumann",
+            "train.accumulate_steps": parts,
+        }
+        step, state, batch = one_device(tiny_config(fields))
+        batch = {
+            "image": jnp.broadcast_to(batch["image"][:, :1], batch["image"].shape),
+            "label": batch["label"],
+        }
+        results[parts] = (state, *jax.jit(step)(state, batch))
+    return results
+
+
+def test_parts_of_a_batch_have_the_mean_gradient(accumulated):
+    (before, one, report), (_, four, reports) = accumulated[1], accumulated[4]
+    np.testing.assert_allclose(reports.scalars["loss"], report.scalars["loss"], rtol=1e-6)
+    np.testing.assert_allclose(reports.scalars["grad_norm"], report.scalars["grad_norm"], rtol=1e-4)
+    change = jax.tree.map(lambda new, old: np.asarray(new - old), one.params, before.params)
+    others = jax.tree.map(lambda new, old: np.asarray(new - old), four.params, before.params)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(change))
+    assert largest > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), change, others)
+
+
+def test_parts_of_a_batch_are_reported_together(accumulated):
+    (_, _, report), (_, four, reports) = accumulated[1], accumulated[4]
+    assert int(four.step[0]) == 1
+    assert reports.per_sample["forward/status"].shape == (1, SIZE)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), reports.sums, report.sums
+    )
+
+
+def test_memory_grows_by_one_state_a_solver_step(tiny_config):
+    """Compiled memory of the whole training step against `solver.forward.max_steps`."""
+
+    def temporary_bytes(max_steps):
+        fields = {
+            **SINGLE_SCALE,
+            "solver.forward.max_steps": max_steps,
+            "gradient.name": "one_step",
+            "data.image_size": (16, 16),
+        }
+        step, state, batch = one_device(tiny_config(fields), 16)
+        compiled = jax.jit(step).lower(state, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    state_bytes = SIZE * 16 * 16 * 8 * 4
+    growth = (temporary_bytes(40) - temporary_bytes(20)) / 20
+    # Traces and the small triangular matrices of Broyden's inner products are what lies above it.
+    assert 0.95 * state_bytes < growth < 1.15 * state_bytes
