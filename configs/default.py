@@ -61,10 +61,16 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.gradient = ml_collections.ConfigDict(
         dict(
-            name="ift",  # "ift", "phantom", "neumann" or "one_step"
+            # "ift", "phantom", "neumann", "one_step", "shine", "reversible" or "unroll"
+            name="ift",
             linearize_at=placeholder(str),  # ift: "z_star" or "f_z_star"
-            steps=placeholder(int),  # phantom, neumann: number of terms
-            tau=placeholder(float),  # phantom, neumann: damping
+            # phantom, neumann: number of terms; reversible, unroll: of steps, in the place of the
+            # forward solver's, if fewer than its max_steps
+            steps=placeholder(int),
+            tau=placeholder(float),  # phantom, neumann, unroll: damping
+            beta=placeholder(float),  # reversible: relaxation
+            remat=placeholder(bool),  # unroll: compute steps again instead of keeping them
+            refine_steps=placeholder(int),  # shine: of a backward solve that its estimate starts
         )
     )
     config.jacobian = ml_collections.ConfigDict(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit.ift import Cell
+from mdeq_jax.implicit.adjoint import Cell
 from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit.ift import BackwardStats, Cell, attach_adjoint
+from mdeq_jax.implicit.adjoint import BackwardStats, Cell, transposed_product
+from mdeq_jax.implicit.attach import attach_adjoint
 from mdeq_jax.solvers import Status
 from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
 
@@ -67,13 +68,23 @@ def one_step(
     return f(params, lax.stop_gradient(z_star), x)
 
 
-def _series(pullback, cotangent, *, steps: int, tau: float):
-    """u_k = tau sum_{i<k} (1 - tau + tau J^T)^i g, as damped iteration of the adjoint equation."""
+def series(product, cotangent: PyTree, *, steps: int, tau: float) -> tuple[PyTree, BackwardStats]:
+    """u_k = tau sum_{i<k} (1 - tau + tau J^T)^i g, as damped iteration of the adjoint equation.
+
+    Args:
+        product: u -> J^T u.
+        cotangent: g.
+        steps: k, number of terms.
+        tau: damping.
+
+    Returns:
+        u_k, like `cotangent`, and the statistics: the residual is that of u_{k-1}.
+    """
     flat, unravel = ravel_batch(cotangent)
 
     def term(_, carry):
         u, _ = carry
-        image = ravel_batch(pullback(unravel(u)))[0] + flat
+        image = ravel_batch(product(unravel(u)))[0] + flat
         rel_residual = sample_norm(image - u) / (sample_norm(image) + 1e-9)
         return (1 - tau) * u + tau * image, rel_residual
 
@@ -82,10 +93,14 @@ def _series(pullback, cotangent, *, steps: int, tau: float):
     stats = BackwardStats(
         nfe=jnp.float32(steps - 1),
         steps=steps * per_sample,
-        rel_residual=rel_residual.astype(jnp.float32),  # of the partial sum before the last
+        rel_residual=rel_residual.astype(jnp.float32),
         status=Status.MAX_STEPS * per_sample,
     )
     return unravel(u), stats
+
+
+def _adjoint(f, params, x, z, _, cotangent, *, steps, tau):
+    return series(transposed_product(f, params, z, x), cotangent, steps=steps, tau=tau)
 
 
 def neumann(
@@ -107,5 +122,5 @@ def neumann(
     at the sum of the first `steps - 1` terms.
     """
     _check(steps, tau)
-    adjoint = partial(_series, steps=steps, tau=tau)
+    adjoint = partial(_adjoint, steps=steps, tau=tau)
     return attach_adjoint(f, params, x, z_star, stats, adjoint=adjoint)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdeq_jax.implicit import GRADIENTS
+from mdeq_jax.implicit import GRADIENTS, equilibrium
+from mdeq_jax.implicit.equilibrium import OWN_ITERATION, SOLVE_BACKWARD
 from mdeq_jax.layers import BatchNorm
 from mdeq_jax.models.heads import ClassificationHead, SegmentationHead, Stem
 from mdeq_jax.models.mdeq import MDEQ, check_image_size
@@ -27,6 +28,9 @@ _GRADIENT_OPTIONS = {
     "phantom": ("steps", "tau"),
     "neumann": ("steps", "tau"),
     "one_step": (),
+    "shine": ("refine_steps",),
+    "reversible": ("steps", "beta"),
+    "unroll": ("steps", "tau", "remat"),
 }
 
 
@@ -92,7 +96,7 @@ def build_model(config) -> nn.Module:
         cell=MDEQCell(spec, parent=None),
         head=head,
         f_solver=f_solver,
-        gradient=_build_gradient(config.gradient, b_solver),
+        gradient=_build_gradient(config, f_solver, b_solver),
         dropout=model.dropout,
         downsample_times=model.downsample_times,
     )
@@ -118,13 +122,35 @@ def build_solver(settings, where: str):
     return solver
 
 
-def _build_gradient(settings, b_solver):
+def _build_gradient(config, f_solver, b_solver):
+    settings, forward = config.gradient, config.solver.forward
     _choose("gradient.name", settings.name, GRADIENTS)
     options = _options(settings, "gradient", _GRADIENT_OPTIONS)
-    if settings.name == "ift":
+    function = GRADIENTS[settings.name]
+    if function in SOLVE_BACKWARD:
         options["b_solver"] = b_solver
-    gradient = partial(GRADIENTS[settings.name], **options)
-    _try("gradient", lambda z: gradient(lambda params, z, x: jnp.cos(z), (), (), z))
+    if function in OWN_ITERATION:  # in the place of the forward solver, whose limits are theirs
+        steps = options.setdefault("steps", forward.max_steps)
+        if steps > forward.max_steps:
+            raise ValueError(
+                f"gradient.steps={steps} is above solver.forward.max_steps={forward.max_steps}, "
+                f"which limits the steps of {settings.name!r} too. Raise it, or unset "
+                "gradient.steps to take as many."
+            )
+        options |= {"tol": forward.tol, "stop_mode": forward.stop_mode}
+    if settings.name == "shine" and forward.name != "broyden":
+        raise ValueError(
+            f"gradient.name='shine' takes the inverse estimate of a forward Broyden solve, but "
+            f"solver.forward.name={forward.name!r}. Set it to 'broyden', or choose another "
+            "gradient.name."
+        )
+    gradient = partial(function, **options)
+    _try(
+        "gradient",
+        lambda z: equilibrium(
+            lambda params, z, x: jnp.cos(z), (), (), z, f_solver=f_solver, gradient=gradient
+        )[0],
+    )
     return gradient
 
 

@@ -1,0 +1,163 @@
+"""The linear equations of implicit differentiation, solved by the solvers of `mdeq_jax.solvers`.
+
+At an equilibrium z = f(z) with Jacobian J = df/dz (Bai, Kolter, Koltun 2019, 1909.01377, theorem 1)
+
+    u = J^T u + dloss/dz         gives the gradient u^T (df/d.) of a loss,
+    t = J t + (df/d.) d.         is the change of z with whatever f depends on.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdeq_jax.solvers import Solution, broyden
+from mdeq_jax.tree import PyTree, ravel_batch
+
+Cell = Callable[[PyTree, PyTree, PyTree], PyTree]  # f(params, z, x) -> z
+LinearMap = Callable[[PyTree], PyTree]
+
+
+class BackwardStats(NamedTuple):
+    """How the adjoint solve of a backward pass went, as float arrays.
+
+    A backward pass has no other way out than gradients: hand `BackwardStats.zeros(batch)` to
+    `equilibrium` and differentiate with respect to it; its "gradient" is the statistics.
+
+    Attributes:
+        nfe: scalar, products with the Jacobian on the batch.
+        steps: `[B]` the step that gave the solution.
+        rel_residual: `[B]` relative residual of the adjoint equation.
+        status: `[B]` values of `mdeq_jax.solvers.Status`.
+    """
+
+    nfe: jax.Array
+    steps: jax.Array
+    rel_residual: jax.Array
+    status: jax.Array
+
+    @classmethod
+    def zeros(cls, batch: int) -> "BackwardStats":
+        """The placeholder to differentiate with respect to, for a batch of this size."""
+        per_sample = jnp.zeros(batch, jnp.float32)
+        return cls(jnp.zeros((), jnp.float32), per_sample, per_sample, per_sample)
+
+    @classmethod
+    def of(cls, solution: Solution) -> "BackwardStats":
+        """The statistics of a solver's report."""
+        fields = (solution.nfe, solution.steps, solution.rel_residual, solution.status)
+        return cls(*(field.astype(jnp.float32) for field in fields))
+
+
+# (u -> J^T u, dloss/dz) -> (u, how it went): how the adjoint equation is solved.
+Solve = Callable[[LinearMap, PyTree], tuple[PyTree, BackwardStats]]
+
+
+def solve_linear(
+    product: LinearMap, constant: PyTree, solver: Callable[..., Solution], start: PyTree = None
+) -> tuple[PyTree, Solution]:
+    """Solves u = product(u) + constant with one of `mdeq_jax.solvers`, from zero or `start`."""
+    flat, unravel = ravel_batch(constant)
+
+    def affine(u):
+        return ravel_batch(product(unravel(u)))[0] + flat
+
+    solution = solver(affine, jnp.zeros_like(flat) if start is None else ravel_batch(start)[0])
+    return unravel(solution.z), solution
+
+
+def transposed_product(f: Cell, params: PyTree, z: PyTree, x: PyTree) -> LinearMap:
+    """u -> J^T u for the Jacobian of `f` with respect to z."""
+    _, pullback = jax.vjp(lambda z: f(params, z, x), z)
+    return lambda u: pullback(u)[0]
+
+
+def solve_adjoint(
+    f: Cell, params: PyTree, x: PyTree, z: PyTree, cotangent: PyTree, *, b_solver=broyden
+) -> tuple[PyTree, Solution]:
+    """Solves u = J^T u + cotangent for the Jacobian J of `f` with respect to z, at `z`.
+
+    Args:
+        f: cell, `f(params, z, x) -> z`.
+        params: parameters of the cell.
+        x: input injection.
+        z: state at which `f` is linearised; leaves `[B, ...]`.
+        cotangent: gradient of the loss with respect to the state, like `z`.
+        b_solver: any of `mdeq_jax.solvers`, with its settings bound by `functools.partial`.
+
+    Returns:
+        u, like `z`, and the solver's report.
+    """
+    return solve_linear(transposed_product(f, params, z, x), cotangent, b_solver)
+
+
+def solve_tangent(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z: PyTree,
+    params_tangent: PyTree,
+    x_tangent: PyTree,
+    *,
+    solver=broyden,
+) -> tuple[PyTree, Solution]:
+    """The directional derivative of the equilibrium: forward mode, which `equilibrium` has not.
+
+    Solves t = J t + (df/dparams) params_tangent + (df/dx) x_tangent at the equilibrium `z`. Every
+    product is made of two reverse passes, so that cells with hand-written reverse rules
+    (`jax.custom_vjp`, as the convolutions of the models have on CPUs) are no obstacle.
+
+    Args:
+        f: cell, `f(params, z, x) -> z`.
+        params: parameters of the cell.
+        x: input injection.
+        z: equilibrium; leaves `[B, ...]`.
+        params_tangent: direction, like `params`.
+        x_tangent: direction, like `x`.
+        solver: any of `mdeq_jax.solvers`, with its settings bound by `functools.partial`.
+
+    Returns:
+        t, like `z`, and the solver's report.
+    """
+    value, pullback = jax.vjp(f, params, z, x)
+    # The pullback is linear: its own pullback, anywhere, is the product with the Jacobian itself.
+    _, pushforward = jax.vjp(pullback, value)
+    zeros = jax.tree.map(jnp.zeros_like, (params, z, x))
+    constant = pushforward((params_tangent, zeros[1], x_tangent))[0]
+    return solve_linear(lambda t: pushforward((zeros[0], t, zeros[2]))[0], constant, solver)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def implicit_adjoint(
+    f: Cell, solve: Solve, params: PyTree, x: PyTree, z: PyTree, cotangent: PyTree
+) -> tuple[PyTree, BackwardStats]:
+    """`solve`'s solution of u = J^T u + cotangent, with the derivatives of the exact solution.
+
+    They are adjoint equations in turn, solved by `solve`: nothing is differentiated through a
+    solver's loop, to any order.
+    """
+    return solve(transposed_product(f, params, z, x), cotangent)
+
+
+def _forward(f, solve, params, x, z, cotangent):
+    u, stats = implicit_adjoint(f, solve, params, x, z, cotangent)
+    return (u, stats), (params, x, z, u)
+
+
+def _backward(f, solve, saved, cotangents):
+    params, x, z, u = saved
+
+    def image(args, u, _):
+        """J^T u: a "cell" with the state u, whose own adjoint equation is w = J w + du."""
+        params, x, z = args
+        return transposed_product(f, params, z, x)(u)
+
+    w, _ = implicit_adjoint(image, solve, (params, x, z), (), u, cotangents[0])
+    # u = (I - J^T)^-1 g moves by (I - J^T)^-1 (dJ^T u + dg): pull w back through J^T u.
+    _, pullback = jax.vjp(lambda args: image(args, u, ()), (params, x, z))
+    return *pullback(w)[0], w
+
+
+implicit_adjoint.defvjp(_forward, _backward)

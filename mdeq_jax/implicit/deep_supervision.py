@@ -1,0 +1,129 @@
+"""Deep supervision: losses at several states on the way to the equilibrium.
+
+The states after chosen solver steps each get a gradient of their own ("indexing"), and their losses
+are added with weights that grow towards the end, the fixed-point correction of TorchDEQ (Geng,
+Kolter 2023, 2310.18605; for optical flow Bai, Geng, Savani, Kolter 2022, 2204.08442):
+
+    loss = sum_k w_k loss(z_k),    w_{n-1} = 1.
+
+    states, solution = supervised_states(cell, params, x, z0, steps=(4, 8, 16), f_solver=solver)
+    losses = jnp.stack([loss(z) for z in states])
+    total = fixed_point_correction(losses, correction_weights("exponential", len(states)))
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mdeq_jax.implicit.adjoint import Cell
+from mdeq_jax.implicit.equilibrium import GRADIENTS, OWN_ITERATION, unbound
+from mdeq_jax.implicit.phantom import one_step
+from mdeq_jax.implicit.shine import shine
+from mdeq_jax.solvers import Solution, broyden
+from mdeq_jax.tree import PyTree, ravel_batch
+
+WEIGHTS = ("constant", "linear", "exponential")
+
+
+def supervised_states(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z0: PyTree,
+    *,
+    steps: Sequence[int],
+    f_solver: Callable[..., Solution] = broyden,
+    gradient: str | Callable[..., PyTree] = one_step,
+    step_budget=None,
+) -> tuple[tuple[PyTree, ...], Solution]:
+    """The states after some steps of one solve, each differentiable in `params` and `x`.
+
+    Args:
+        f: cell, `f(params, z, x) -> z`; must not close over values that are being differentiated.
+        params: parameters of the cell.
+        x: input injection.
+        z0: start, leaves `[B, ...]`; it gets no gradient.
+        steps: ascending solver steps, at most the solver's `max_steps`, whose best iterates so far
+            are taken. A sample that ends earlier is taken where it ended.
+        f_solver: any of `mdeq_jax.solvers`, with its settings bound by `functools.partial`.
+        gradient: a name of `GRADIENTS` or one of these functions with its settings bound, applied
+            at each state; "one_step" and "phantom" say nothing wrong of states that are no
+            equilibria. Not "shine", "reversible" or "unroll".
+        step_budget: most forward steps at run time; may be traced (no recompilation).
+
+    Returns:
+        One state like `z0` for each of `steps`, one evaluation of f past the solver's (`phantom`:
+        its last application), and the solver's report.
+
+    Raises:
+        ValueError: no `steps`, an unknown gradient or one that has no single state to act on, or
+            what the solver refuses.
+    """
+    if len(steps) == 0:
+        raise ValueError("steps, the solver steps that are supervised, must not be empty.")
+    allowed = [name for name, g in GRADIENTS.items() if g not in (shine, *OWN_ITERATION)]
+    function = GRADIENTS.get(gradient, None) if isinstance(gradient, str) else gradient
+    if function is None or unbound(function) in (shine, *OWN_ITERATION):
+        raise ValueError(f"gradient must be one of {sorted(allowed)}; got {gradient!r}.")
+    flat0, unravel = ravel_batch(z0)
+    fixed_params, fixed_x, flat0 = lax.stop_gradient((params, x, flat0))
+
+    def flat_f(z):
+        return ravel_batch(f(fixed_params, unravel(z), fixed_x))[0]
+
+    solver = partial(f_solver, record_at=tuple(steps))
+    solution = lax.stop_gradient(solver(flat_f, flat0, step_budget=step_budget))
+    states = tuple(function(f, params, x, unravel(z)) for z in solution.recorded)
+    return states, solution._replace(recorded=())
+
+
+def correction_weights(kind: str, n: int, gamma: float | None = None) -> np.ndarray:
+    """Weights w_0 … w_{n-1} of the losses of n states, the last one's being 1. `[n]`.
+
+    Args:
+        kind: "constant": 1; "linear": 1 - gamma (n - k - 1) / n; "exponential": gamma^(n - k - 1).
+        n: how many states.
+        gamma: by default 0.9 for "linear", 0.8 for "exponential"; in [0, 1]. "constant" has none.
+
+    Raises:
+        ValueError: unknown `kind`, `n` below 1, or `gamma` out of range or without effect.
+    """
+    if kind not in WEIGHTS:
+        raise ValueError(f"kind must be one of {WEIGHTS}; got {kind!r}.")
+    if n < 1:
+        raise ValueError(f"n, the number of states, must be at least 1; got {n}.")
+    to_go = n - 1 - np.arange(n)
+    if kind == "constant":
+        if gamma is not None:
+            raise ValueError(f"gamma={gamma} has no effect on constant weights; leave it out.")
+        return np.ones(n)
+    if gamma is None:
+        gamma = 0.9 if kind == "linear" else 0.8
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be in [0, 1]; got {gamma}.")
+    return 1 - gamma * to_go / n if kind == "linear" else float(gamma) ** to_go
+
+
+def fixed_point_correction(losses, weights):
+    """The weighted sum of the losses of several states.
+
+    Args:
+        losses: `[n, ...]`, a loss for each state.
+        weights: `[n]`, of `correction_weights`.
+
+    Returns:
+        sum_k weights[k] losses[k], of the shape of one loss.
+
+    Raises:
+        ValueError: not as many weights as losses.
+    """
+    losses = jnp.asarray(losses)
+    if losses.ndim == 0 or np.shape(weights) != losses.shape[:1]:
+        raise ValueError(
+            f"There must be one weight a loss; got losses of shape {losses.shape} and weights of "
+            f"shape {np.shape(weights)}."
+        )
+    return jnp.tensordot(jnp.asarray(weights, losses.dtype), losses, axes=1)

@@ -1,0 +1,77 @@
+"""What gradients that bring their own forward iteration share: limits and the report of the run."""
+
+import jax
+import jax.numpy as jnp
+
+from mdeq_jax.solvers import Solution, Status
+from mdeq_jax.solvers.base import REL_EPS
+from mdeq_jax.solvers.checks import STOP_MODES, check_count
+from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+
+
+def check_iteration(steps: int, tol: float, stop_mode: str) -> None:
+    """Refuses settings out of range.
+
+    Raises:
+        ValueError, TypeError: as said.
+    """
+    check_count("steps, the number of iterations,", steps)
+    if not tol >= 0:
+        raise ValueError(f"tol must not be negative; got {tol}.")
+    if stop_mode not in STOP_MODES:
+        raise ValueError(f"stop_mode must be one of {STOP_MODES}; got {stop_mode!r}.")
+
+
+def step_limit(steps: int, step_budget: int | jax.Array | None) -> int | jax.Array:
+    """How many of `steps` iterations to run: at most `step_budget`, at least one."""
+    if step_budget is None:
+        return steps
+    if isinstance(step_budget, int):
+        return max(1, min(steps, step_budget))
+    return jnp.clip(step_budget, 1, steps)
+
+
+def residuals(z: PyTree, fz: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Absolute and relative residual of each sample, `[B]`, without a derivative."""
+    flat, image = jax.lax.stop_gradient((ravel_batch(z)[0], ravel_batch(fz)[0]))
+    absolute = sample_norm(image - flat)
+    return absolute, absolute / (sample_norm(image) + REL_EPS)
+
+
+def report(
+    z: PyTree,
+    traces: tuple[jax.Array, jax.Array],
+    limit: int | jax.Array,
+    *,
+    nfe: int | jax.Array,
+    tol: float,
+    stop_mode: str,
+) -> Solution:
+    """A solver's report of an iteration that ran `limit` steps and ended at `z`.
+
+    Args:
+        z: state, leaves `[B, ...]`, of which the last filled rows of the traces are.
+        traces: `[steps, B]` absolute and relative residuals, filled up to row `limit`.
+        limit: iterations made.
+        nfe: evaluations of f.
+        tol: a sample whose last residual is under this is said to be CONVERGED.
+        stop_mode: which residual counts, "rel" or "abs".
+    """
+    used = (jnp.arange(traces[0].shape[0]) < limit)[:, None]
+    abs_trace, rel_trace = (jnp.where(used, trace, jnp.nan) for trace in traces)
+    residual, rel_residual = abs_trace[limit - 1], rel_trace[limit - 1]
+    objective = rel_residual if stop_mode == "rel" else residual
+    status = jnp.where(objective < tol, Status.CONVERGED, Status.MAX_STEPS)
+    status = jnp.where(jnp.isfinite(objective), status, Status.DIVERGED)
+    flat, _ = ravel_batch(z)
+    solution = Solution(
+        z=flat,
+        residual=residual,
+        rel_residual=rel_residual,
+        steps=jnp.full(flat.shape[0], limit, jnp.int32),
+        nfe=jnp.int32(nfe),
+        status=status.astype(jnp.int32),
+        abs_trace=abs_trace,
+        rel_trace=rel_trace,
+    )
+    return jax.lax.stop_gradient(solution)

@@ -1,0 +1,91 @@
+"""SHINE: the forward solve's inverse estimate in the place of a backward solve.
+
+Ramzi, Mannel, Bai, Starck, Ciuciu, Moreau 2021 (2106.00553). Broyden's forward solve ends with an
+estimate H of (J - I)^-1, and the adjoint equation's solution is u = (I - J^T)^-1 g, so that
+
+    u = -H^T g
+
+costs no product with the Jacobian at all. "Refined", it is where an ordinary backward solve of a
+few steps starts.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax.numpy as jnp
+
+from mdeq_jax.implicit.adjoint import BackwardStats, Cell, solve_linear, transposed_product
+from mdeq_jax.implicit.attach import attach_adjoint, first_order_only
+from mdeq_jax.solvers import InverseEstimate, Solution, Status, broyden, transposed_inverse_product
+from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+
+
+def _adjoint(f, params, x, z, inverse, cotangent, *, refine_steps, b_solver):
+    params, x, z, inverse, cotangent = first_order_only(
+        (params, x, z, inverse, cotangent), "shine", "the 'ift' gradient"
+    )
+    product = transposed_product(f, params, z, x)
+    flat, unravel = ravel_batch(cotangent)
+    flat_u = -transposed_inverse_product(inverse, flat)
+    u = unravel(flat_u)
+    if refine_steps:
+        solver = partial(b_solver, max_steps=refine_steps)
+        u, solution = solve_linear(product, cotangent, solver, start=u)
+        return u, BackwardStats.of(solution)
+    # The product that the residual needs is part of pulling u back to the parameters.
+    image = ravel_batch(product(u))[0] + flat
+    rel_residual = sample_norm(image - flat_u) / (sample_norm(image) + 1e-9)
+    zeros = BackwardStats.zeros(flat.shape[0])
+    stats = zeros._replace(
+        rel_residual=rel_residual.astype(jnp.float32), status=zeros.status + Status.MAX_STEPS
+    )
+    return u, stats
+
+
+def shine(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z_star: PyTree,
+    stats: BackwardStats | None = None,
+    *,
+    inverse: InverseEstimate | None = None,
+    refine_steps: int = 0,
+    b_solver: Callable[..., Solution] = broyden,
+) -> PyTree:
+    """f(params, z*, x), whose gradient takes Broyden's inverse estimate for the inverse Jacobian.
+
+    The estimate, and with it every step of the forward solve (`max_steps` states), is kept until
+    the backward pass; the other gradients free it as soon as the equilibrium is found. How good it
+    is depends on the problem, and `stats` tells: its residual is that of the u in use. Gradients
+    of the gradient are refused.
+
+    Args:
+        f: cell, `f(params, z, x) -> z`; must not close over values that are being differentiated.
+        params: parameters of the cell.
+        x: input injection.
+        z_star: equilibrium, leaves `[B, ...]`; it gets no gradient.
+        stats: see `BackwardStats`.
+        inverse: of the forward solve, `broyden(..., keep_inverse=True).inverse`; `equilibrium`
+            sees to it.
+        refine_steps: steps of a backward solve that starts from the estimate's u.
+        b_solver: solver of these steps, settings bound by `functools.partial`; its own
+            `max_steps` is not used.
+
+    Returns:
+        f(params, z*, x).
+
+    Raises:
+        ValueError: `inverse` is missing, or `refine_steps` is negative.
+        NotImplementedError: the gradient is differentiated.
+    """
+    if inverse is None:
+        raise ValueError(
+            "The 'shine' gradient needs the inverse estimate of a forward Broyden solve: call it "
+            "through equilibrium(..., f_solver=broyden, gradient='shine'), or hand over "
+            "inverse=broyden(..., keep_inverse=True).inverse."
+        )
+    if refine_steps < 0:
+        raise ValueError(f"refine_steps must not be negative; got {refine_steps}.")
+    adjoint = partial(_adjoint, refine_steps=refine_steps, b_solver=b_solver)
+    return attach_adjoint(f, params, x, z_star, stats, adjoint=adjoint, extra=inverse)

@@ -1,0 +1,79 @@
+"""Plain backpropagation through a number of applications of the cell."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mdeq_jax.implicit.adjoint import BackwardStats, Cell
+from mdeq_jax.implicit.iteration import check_iteration, report, residuals, step_limit
+from mdeq_jax.solvers import Solution
+from mdeq_jax.tree import PyTree
+
+
+def unroll(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z0: PyTree,
+    stats: BackwardStats | None = None,
+    *,
+    steps: int = 15,
+    tau: float = 1.0,
+    remat: bool = False,
+    tol: float = 1e-3,
+    stop_mode: str = "rel",
+    step_budget: int | jax.Array | None = None,
+) -> tuple[PyTree, Solution]:
+    """`steps` times z <- (1 - tau) z + tau f(z) from z0, differentiated plainly.
+
+    The weight-tied network that an equilibrium model is the limit of: it brings its own forward
+    iteration, without a solver, and its gradient is exact for what it computes. Differentiable in
+    every mode and to any order that the cell is.
+
+    Args:
+        f: cell, `f(params, z, x) -> z`.
+        params: parameters of the cell.
+        x: input injection.
+        z0: start, leaves `[B, ...]`; it gets a gradient.
+        stats: accepted for symmetry with `ift`; there is no solve to report, it stays zero.
+        steps: applications of f; memory grows with it, by everything that f computes.
+        tau: damping, in (0, 1].
+        remat: keep only the states, and compute each application again in the backward pass
+            (Chen et al. 2016, 1604.06174): memory grows by one state a step.
+        tol: a sample whose residual ends under this counts as CONVERGED; all steps are made.
+        stop_mode: which residual that is, "rel" or "abs".
+        step_budget: makes fewer steps, at least one; may be traced (no recompilation).
+
+    Returns:
+        The state after the last step, and the report of the one before it, which f was last
+        evaluated at; row i of its traces is of the state before step i + 1.
+
+    Raises:
+        ValueError, TypeError: an argument out of range.
+    """
+    check_iteration(steps, tol, stop_mode)
+    if not 0 < tau <= 1:
+        raise ValueError(f"tau, the damping, must be in (0, 1]; got {tau}.")
+    limit = step_limit(steps, step_budget)
+
+    def apply(z):
+        fz = f(params, z, x)
+        return jax.tree.map(lambda a, b: (1 - tau) * a + tau * b, z, fz), residuals(z, fz)
+
+    if remat:
+        apply = jax.checkpoint(apply)
+
+    def step(carry, _):
+        new, measured = apply(carry[0])
+        return (new, carry[0]), measured
+
+    def step_within_limit(carry, n):
+        shapes = jax.eval_shape(step, carry, n)[1]
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return lax.cond(n < limit, lambda: step(carry, n), lambda: (carry, nothing))
+
+    known = isinstance(limit, int)
+    length = limit if known else steps
+    (z, last), traces = lax.scan(step if known else step_within_limit, (z0, z0), jnp.arange(length))
+    traces = tuple(jnp.pad(t, ((0, steps - length), (0, 0))) for t in traces)
+    return z, report(last, traces, limit, nfe=limit, tol=tol, stop_mode=stop_mode)
