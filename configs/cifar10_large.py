@@ -1,7 +1,7 @@
 """MDEQ LARGE on CIFAR-10 with augmentation.
 
 Paper: Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, 2020 (2006.08656), table 1.
-Published: 93.8 +- 0.3 % (MDEQ, 10M parameters).
+Published: 93.8 % (the paper's MDEQ).
 Cost: 11,097,438 parameters; 85,800 steps of 128 images (4 GPUs in the original).
 Differs from the paper's table 4 in widths, dropout, solver limits, batch size, weight decay and
     epochs; the authors recommend the released settings (github.com/locuslab/mdeq/issues/7).

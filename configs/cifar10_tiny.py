@@ -1,7 +1,7 @@
 """MDEQ TINY on CIFAR-10 without augmentation.
 
 Paper: Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, 2020 (2006.08656), table 1.
-Published: 87.1 +- 0.4 % (MDEQ-small, 170K parameters). Users of the released settings report 80.3 %
+Published: 87.1 % (the paper's MDEQ-small). Users of the released settings report 80.3 %
     (github.com/locuslab/mdeq/issues/1).
 Cost: 158,890 parameters; 19,500 steps of 128 images (2 GPUs in the original).
 Differs from the paper's table 4 in dropout, solver limits and groups, among others (same issue);

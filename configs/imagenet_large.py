@@ -1,9 +1,8 @@
 """MDEQ LARGE on ImageNet.
 
 Paper: Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, 2020 (2006.08656).
-Published: 77.5 % top-1, 93.6 % top-5 (63M parameters).
+Published: in the paper's table of ImageNet results; no figure was confirmed for these settings.
 Cost: 67,063,624 parameters; 1,000,900 steps of 128 images (4 GPUs in the original).
-Differs from the paper: 67.1M parameters instead of 63M.
 
     python train.py --config=configs/imagenet_large.py --config.data.data_dir=DIR
 """

@@ -1,10 +1,9 @@
 """MDEQ SMALL on ImageNet.
 
 Paper: Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, 2020 (2006.08656).
-Published: 75.5 % top-1, 92.7 % top-5 (18M parameters); over 75 % top-1 for the released weights.
+Published: over 75 % top-1 for the released weights (the authors' README).
 Cost: 16,808,936 parameters; 1,000,900 steps of 128 images (4 GPUs in the original).
-Differs from the paper: 16.8M parameters instead of 18M, and other settings of its table 4
-    (github.com/locuslab/mdeq/issues/1).
+Differs from the paper: other settings than its table 4 (github.com/locuslab/mdeq/issues/1).
 
     python train.py --config=configs/imagenet_small.py --config.data.data_dir=DIR
 """

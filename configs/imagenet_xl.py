@@ -1,10 +1,10 @@
 """MDEQ XL on ImageNet.
 
 Paper: Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, 2020 (2006.08656).
-Published: 79.2 % top-1, 94.5 % top-5 (81M parameters).
+Published: in the paper's table of ImageNet results; no figure was confirmed for these settings.
 Cost: 90,463,280 parameters; 500,400 steps of 256 images (8 GPUs in the original).
-Differs from the paper: 90.5M parameters instead of 81M; its table 4 says nothing of how this model
-    was trained (github.com/locuslab/mdeq/issues/10).
+Differs from the paper: its table 4 says nothing of how this model was trained
+    (github.com/locuslab/mdeq/issues/10).
 Beware: as released, the 510,000 pretraining steps outlast the run, so that the equilibrium is never
     trained. Half of the steps, as for SMALL and LARGE: --config.train.pretrain_steps=255000
 
