@@ -81,8 +81,8 @@ class InferenceSettings(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether one forward pass of the image as it is gives the result."""
-        return self.scales == (1.0,) and not self.flip and self.window is None
+        """Whether one forward pass of the whole image gives the result."""
+        return len(self.scales) == 1 and not self.flip and self.window is None
 
 
 def pad_to_multiple(images: jax.Array, factor: int) -> jax.Array:
@@ -99,26 +99,28 @@ def pad_to_multiple(images: jax.Array, factor: int) -> jax.Array:
 
 
 def whole_image(
-    model, variables, images: jax.Array, factor: int, *, step_budget=None, z0=None
+    model, variables, images: jax.Array, settings: InferenceSettings, *, step_budget=None, z0=None
 ) -> tuple[jax.Array, object]:
     """One forward pass of images of any size.
 
     Args:
-        model: segments images whose sides are multiples of `factor`.
+        model: segments images whose sides are multiples of `settings.factor`.
         variables: its variables.
         images: `[B, H, W, 3]`, normalised.
-        factor: see `InferenceSettings`.
+        settings: the scale nearest to 1 is taken.
         step_budget: most solver steps; None: those of the model.
-        z0: start of the solver, for the padded images; None: zero.
+        z0: start of the solver, for the scaled and padded images; None: zero.
 
     Returns:
         Logits `[B, H, W, C]`, resized bilinearly, and the model's output.
     """
-    padded = pad_to_multiple(images, factor)
+    scaled = resize_bilinear(images, scaled_size(images.shape[1:3], settings.nearest_scale))
+    padded = pad_to_multiple(scaled, settings.factor)
     start = {} if z0 is None else {"z0": z0}
     out = model.apply(variables, padded, step_budget=step_budget, **start)
     logits = resize_bilinear(out.logits, padded.shape[1:3])
-    return logits[:, : images.shape[1], : images.shape[2]], out
+    logits = logits[:, : scaled.shape[1], : scaled.shape[2]]
+    return resize_bilinear(logits, images.shape[1:3]), out
 
 
 def segment(
@@ -143,9 +145,7 @@ def segment(
         worst one, its `nfe` the sum over the windows. Its `z` is empty unless plain.
     """
     if settings.is_plain:
-        logits, out = whole_image(
-            model, variables, images, settings.factor, step_budget=step_budget
-        )
+        logits, out = whole_image(model, variables, images, settings, step_budget=step_budget)
         return logits, out.solution
     size, total, reported = images.shape[1:3], 0.0, None
     for scale in settings.scales:
@@ -226,7 +226,7 @@ def _segment_views(model, variables, images, settings, step_budget):
         start = (0, top, left, 0)
         here = lax.dynamic_slice(total, start, probabilities.shape)
         total = lax.dynamic_update_slice(total, here + probabilities, start)
-        return total, solution._replace(z=solution.z[:, :0])
+        return total, solution._replace(z=solution.z[:, :0], recorded=(), inverse=())
 
     tops, lefts, mirrored = (jnp.asarray(column) for column in zip(*views))
     like = jax.eval_shape(one_view, tops[0], lefts[0], mirrored[0])[0]

@@ -1,0 +1,202 @@
+"""Segmented pictures: of an evaluation split, of any folder, of a video's frames."""
+
+import csv
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mdeq_jax.data import IGNORE_LABEL, load_dataset
+from mdeq_jax.data.frames import Frame, read_frames
+from mdeq_jax.training.checks import check_data
+from mdeq_jax.training.confusion import scores
+from mdeq_jax.training.pictures import Pictures
+from mdeq_jax.training.segmenter import Prediction, Segmenter, denormalized
+from mdeq_jax.viz.segmentation import Row
+
+COMPARED = 10  # frames that are solved from zero too, to tell what the warm start saves
+SHEET_ROWS = 4
+COLUMNS = ("file", "nfe", "rel_residual", "converged", "warm_start", "nfe_from_zero")
+
+
+def save_predictions(
+    config, workdir: str | Path, out_dir: str | Path, *, checkpoint: str = "latest"
+) -> dict[str, float]:
+    """Segments the evaluation split and writes it as pictures, each in its own size.
+
+    In `out_dir`: `label_ids/NAME_pred_labelIds.png`, 8-bit grey, the data set's own label ids, as
+    the Cityscapes server takes them; `color/NAME_pred_color.png`, its own colours;
+    `overlay/NAME_pred_overlay.png`; `contact_sheet.png`. Runs on one device.
+
+    Args:
+        config: a config of the network and the data set.
+        workdir: of `train_and_evaluate` or of a converted file.
+        out_dir: made if missing.
+        checkpoint: "latest", "best", or a step.
+
+    Returns:
+        "eval/NAME" for the figures of `scores`, and "eval/examples", "eval/nfe".
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or no data.
+        ValueError: settings that do not fit each other, the data or the checkpoint.
+    """
+    segmenter = Segmenter(config, workdir, checkpoint)
+    data = config.data.copy_and_resolve_references()
+    with data.unlocked():
+        data.eval_image_size = None  # pictures in their own size
+    dataset = load_dataset(data)
+    check_data(config, dataset)
+    pictures, classes = Pictures(out_dir, segmenter.classes), len(segmenter.classes)
+    confusion, nfe = np.zeros((classes, classes), np.int64), []
+    shown = set(np.linspace(0, dataset.num_eval - 1, SHEET_ROWS).astype(int).tolist())
+    for index in tqdm(range(dataset.num_eval), unit="image", dynamic_ncols=True):
+        batch, skipped = dataset.eval.make_batch(np.array([index]), (0, 0))
+        if skipped:
+            continue
+        image, truth = denormalized(batch["image"][0]), batch["label"][0]
+        prediction, _ = segmenter(image)
+        name = pictures.write(
+            example_name(dataset.eval.reader[index].path), image, prediction.classes
+        )
+        counted = truth != IGNORE_LABEL
+        cells = truth[counted] * classes + prediction.classes[counted]
+        confusion += np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+        nfe.append(prediction.nfe)
+        if index in shown:
+            right = np.mean(prediction.classes[counted] == truth[counted])
+            pictures.show(
+                _row(segmenter, name, image, prediction, f"{100 * right:.1f} % right", truth)
+            )
+    figures = scores(confusion, tuple(c.name for c in segmenter.classes))
+    pictures.close(
+        f"{config.name}, step {segmenter.step:,}: mIoU {100 * figures['miou']:.1f} %, "
+        f"pixel accuracy {100 * figures['pixel_accuracy']:.1f} %"
+    )
+    return {
+        **{f"eval/{name}": value for name, value in figures.items()},
+        "eval/examples": len(nfe),
+        "eval/nfe": float(np.mean(nfe)),
+    }
+
+
+def predict_folder(
+    config,
+    workdir: str | Path,
+    source: str | Path,
+    out_dir: str | Path,
+    *,
+    checkpoint: str = "latest",
+) -> dict[str, float]:
+    """Segments the pictures of a folder (and its subfolders), or the frames of a video.
+
+    They are taken in the order of their names. With `eval.warm_start` the solve of each starts
+    from the equilibrium of the one before, where that has the same size: for the frames of one
+    video. The first `COMPARED` of those are solved from zero as well, to tell what it saves.
+    Writes what `save_predictions` writes, and `predictions.csv` (`COLUMNS`).
+
+    Args:
+        config: a config of the network; the data themselves are not needed.
+        workdir: of `train_and_evaluate` or of a converted file.
+        source: a folder of JPEG and PNG files, or a video that OpenCV can read.
+        out_dir: made if missing.
+        checkpoint: "latest", "best", or a step.
+
+    Returns:
+        "images", "nfe" (mean), and of the frames solved both ways "compared", "nfe_warm",
+        "nfe_from_zero", "rel_residual_warm" and "rel_residual_from_zero" (means; NaN without any).
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, folder, picture or video.
+        ValueError: settings that do not fit the checkpoint, or a picture that cannot be read.
+    """
+    segmenter = Segmenter(config, workdir, checkpoint)
+    pictures = Pictures(out_dir, segmenter.classes)
+    frames = read_frames(source)
+    shown = set(np.linspace(0, frames.count - 1, SHEET_ROWS).astype(int).tolist())
+    warm = config.eval.warm_start and segmenter.settings.is_plain
+    nfe, both = [], []
+    with (Path(out_dir) / "predictions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        steps = predict_all(segmenter, frames.frames, warm)
+        bar = tqdm(steps, total=frames.count, unit="image", dynamic_ncols=True)
+        for index, (frame, prediction, started_warm, cold) in enumerate(bar):
+            name = pictures.write(frame.name, frame.image, prediction.classes)
+            writer.writerow(
+                (
+                    frame.name,
+                    prediction.nfe,
+                    f"{prediction.rel_residual:.3e}",
+                    int(prediction.converged),
+                    int(started_warm),
+                    "" if cold is None else cold.nfe,
+                )
+            )
+            nfe.append(prediction.nfe)
+            if cold is not None:
+                both.append((prediction.nfe, cold.nfe, prediction.rel_residual, cold.rel_residual))
+            if index in shown:
+                caption = f"NFE {prediction.nfe}{', warm start' if started_warm else ''}"
+                pictures.show(_row(segmenter, name, frame.image, prediction, caption))
+    pictures.close(f"{config.name}, step {segmenter.step:,}: {source}")
+    means = np.mean(both, axis=0) if both else np.full(4, np.nan)
+    return {
+        "images": len(nfe),
+        "nfe": float(np.mean(nfe)),
+        "compared": len(both),
+        "nfe_warm": float(means[0]),
+        "nfe_from_zero": float(means[1]),
+        "rel_residual_warm": float(means[2]),
+        "rel_residual_from_zero": float(means[3]),
+    }
+
+
+def predict_all(
+    segmenter: Callable, frames: Iterator[Frame], warm: bool
+) -> Iterator[tuple[Frame, Prediction, bool, Prediction | None]]:
+    """Segments pictures one after the other.
+
+    Args:
+        segmenter: a `Segmenter`.
+        frames: what to segment.
+        warm: start each solve from the last equilibrium, where that is of the same size.
+
+    Yields:
+        The picture, its prediction, whether that started warm, and for the first `COMPARED` of
+        those the prediction from zero (else None).
+    """
+    z_star, size, compared = None, None, itertools.count()
+    for frame in frames:
+        start = z_star if warm and frame.image.shape == size else None
+        prediction, z_star = segmenter(frame.image, start)
+        size, cold = frame.image.shape, None
+        if start is not None and next(compared) < COMPARED:
+            cold, _ = segmenter(frame.image)
+        yield frame, prediction, start is not None, cold
+
+
+def _row(segmenter, name, image, prediction: Prediction, caption: str, truth=None) -> Row:
+    residual = segmenter.residual(image)
+    return Row(name, image, truth, prediction.classes, prediction.confidence, residual, caption)
+
+
+def describe_prediction(figures: dict[str, float]) -> str:
+    """The figures of `predict_folder` in a line or two."""
+    text = f"{figures['images']:,} images, NFE {figures['nfe']:.1f} an image."
+    if figures["compared"]:
+        saved = 1 - figures["nfe_warm"] / figures["nfe_from_zero"]
+        text += (
+            f" Warm start, over {figures['compared']} frames solved both ways: NFE "
+            f"{figures['nfe_warm']:.1f}, residual {figures['rel_residual_warm']:.1e}; from zero "
+            f"{figures['nfe_from_zero']:.1f}, {figures['rel_residual_from_zero']:.1e}: "
+            f"{100 * saved:.0f} % of the evaluations saved."
+        )
+    return text
+
+
+def example_name(path: str) -> str:
+    """The file name of an example, or the id that a prepared data set gives in parentheses."""
+    return path.rpartition("(")[2].removesuffix(")") if path.endswith(")") else Path(path).name

@@ -1,0 +1,147 @@
+"""A trained segmentation network as a function of pictures."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdeq_jax.data import CLASS_TABLES, LabelClass, augment
+from mdeq_jax.data.classes import evaluated
+from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD
+from mdeq_jax.models import build_model
+from mdeq_jax.solvers import Status
+from mdeq_jax.training.evaluation import load_checkpoint
+from mdeq_jax.training.inference import (
+    InferenceSettings,
+    pixel_residual,
+    scaled_size,
+    segment,
+    whole_image,
+)
+
+
+class Prediction(NamedTuple):
+    """What the network says of one picture, on the host.
+
+    Attributes:
+        classes: int `[H, W]`, train ids.
+        confidence: `[H, W]` probability of that class.
+        nfe: evaluations of the cell.
+        rel_residual: of the equilibrium.
+        converged: whether it reached `tol`.
+    """
+
+    classes: np.ndarray
+    confidence: np.ndarray
+    nfe: int
+    rel_residual: float
+    converged: bool
+
+
+class Segmenter:
+    """A trained network as a function of pictures; compiles once for each size.
+
+    Attributes:
+        settings: scales, mirroring and windows.
+        classes: of the data set, in the order of their train ids.
+    """
+
+    def __init__(self, config, workdir: str | Path, checkpoint: str = "latest"):
+        """Loads the network.
+
+        Args:
+            config: a config of the network; `data.name` gives the classes, `eval` the inference.
+            workdir: of `train_and_evaluate` or of a converted file.
+            checkpoint: "latest", "best", or a step.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: settings that do not fit each other or the checkpoint.
+        """
+        self.classes = class_table(config)
+        self.settings = settings = InferenceSettings.from_config(config)
+        model = build_model(config)
+        self._stride = 2**config.model.downsample_times
+        variables, self.step = load_checkpoint(config, Path(workdir), model, checkpoint)
+        self._variables = jax.device_put(variables)
+
+        def finish(logits, solution, z_star):
+            probabilities = jax.nn.softmax(logits[0])
+            report = (solution.nfe, solution.rel_residual[0], solution.status[0])
+            best = jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1)
+            return (*best, *report), z_star
+
+        def plain(variables, images, z0):
+            logits, out = whole_image(model, variables, images, settings, z0=z0)
+            return finish(logits, out.solution, out.z_star)
+
+        def any_settings(variables, images):
+            return finish(*segment(model, variables, images, settings), None)
+
+        self._plain = jax.jit(plain)
+        self._any = jax.jit(any_settings)
+        self._residual = jax.jit(partial(pixel_residual, model, settings=settings))
+
+    def __call__(self, image: np.ndarray, z0=None) -> tuple[Prediction, tuple | None]:
+        """Segments one picture.
+
+        Args:
+            image: uint8 `[H, W, 3]`.
+            z0: start of the solver, an equilibrium of a picture of the same size; None: zero.
+
+        Returns:
+            The prediction, and its equilibrium (None unless `settings.is_plain`).
+        """
+        images = normalized(image)
+        if self.settings.is_plain:
+            (classes, confidence, *report), z_star = self._plain(self._variables, images, z0)
+        else:
+            (classes, confidence, *report), z_star = self._any(self._variables, images)
+        nfe, residual, status = jax.device_get(report)
+        prediction = Prediction(
+            np.asarray(classes),
+            np.asarray(confidence),
+            int(nfe),
+            float(residual),
+            bool(status == Status.CONVERGED),
+        )
+        return prediction, z_star
+
+    def residual(self, image: np.ndarray) -> np.ndarray:
+        """The relative residual of the equilibrium at each pixel, without padding.
+
+        See `pixel_residual`; `[h, w]` at the network's highest resolution.
+        """
+        height, width = (
+            -(-side // self._stride)
+            for side in scaled_size(image.shape[:2], self.settings.nearest_scale)
+        )
+        residual = np.asarray(self._residual(self._variables, normalized(image)))
+        return residual[0, :height, :width]
+
+
+def normalized(image: np.ndarray) -> np.ndarray:
+    """uint8 `[H, W, 3]` to float32 `[1, H, W, 3]`, as the network was trained with."""
+    return augment.normalize(image[None], IMAGENET_MEAN, IMAGENET_STD)
+
+
+def class_table(config) -> tuple[LabelClass, ...]:
+    """The classes of `config.data.name`, in the order of their train ids.
+
+    Raises:
+        ValueError: the network or the data set is not for segmentation.
+    """
+    if config.model.name != "mdeq_segmenter" or config.data.name not in CLASS_TABLES:
+        raise ValueError(
+            f"Pictures of segmentations need model.name='mdeq_segmenter' and a data.name of "
+            f"{sorted(CLASS_TABLES)}; got {config.model.name!r} and {config.data.name!r}."
+        )
+    return evaluated(CLASS_TABLES[config.data.name])
+
+
+def denormalized(image: np.ndarray) -> np.ndarray:
+    """float32 `[H, W, 3]` of a batch back to uint8."""
+    return np.rint(255 * (image * IMAGENET_STD + IMAGENET_MEAN)).astype(np.uint8)
