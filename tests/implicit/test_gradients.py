@@ -6,6 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cells import (
+    BATCH,
+    SIZE,
+    SOLVE,
+    affine_cell,
+    assert_trees_close,
+    equilibrium_of,
+    loss,
+    problem,
+    start,
+    tanh_cell,
+    tree_cell,
+    unrolled_loss,
+    value,
+)
 from jax.test_util import check_grads
 
 from mdeq_jax.implicit import (
@@ -17,58 +32,6 @@ from mdeq_jax.implicit import (
     solve_adjoint,
 )
 from mdeq_jax.solvers import Status, anderson, broyden, fixed_point_iteration
-
-SIZE, BATCH = 6, 3
-SOLVE = partial(broyden, max_steps=60, tol=1e-13)
-
-
-def affine_cell(params, z, x):
-    return z @ params["w"] + params["b"][None] + x
-
-
-def tanh_cell(params, z, x):
-    return jnp.tanh(affine_cell(params, z, x))
-
-
-def tree_cell(params, z, x):
-    """A state of two parts, of different ranks, that depend on each other."""
-    first, second = z["first"], z["second"].reshape(BATCH, -1)
-    image = tanh_cell(params, jnp.concatenate([first, second], axis=1), x)
-    return {"first": image[:, :2], "second": image[:, 2:].reshape(BATCH, 2, 2)}
-
-
-def problem(seed=0):
-    rng = np.random.default_rng(seed)
-    w = rng.normal(size=(SIZE, SIZE))
-    w *= 0.8 / np.abs(np.linalg.eigvals(w)).max()
-    params = {"w": jnp.asarray(w), "b": jnp.asarray(rng.normal(size=SIZE))}
-    return params, jnp.asarray(rng.normal(size=(BATCH, SIZE)))
-
-
-def value(z):
-    flat = jnp.concatenate([leaf.reshape(BATCH, -1) for leaf in jax.tree.leaves(z)], axis=1)
-    return jnp.sum(flat * jnp.cos(jnp.arange(SIZE, dtype=flat.dtype))[None])
-
-
-def start(cell):
-    if cell is tree_cell:
-        return {"first": jnp.zeros((BATCH, 2)), "second": jnp.zeros((BATCH, 2, 2))}
-    return jnp.zeros((BATCH, SIZE))
-
-
-def loss(cell, params, x, **kwargs):
-    kwargs = {"f_solver": SOLVE, "b_solver": SOLVE, **kwargs}
-    return value(equilibrium(cell, params, x, start(cell), **kwargs)[0])
-
-
-def unrolled_loss(cell, params, x, steps=400):
-    z, _ = jax.lax.scan(lambda z, _: (cell(params, z, x), None), start(cell), length=steps)
-    return value(z)
-
-
-def assert_trees_close(a, b, rtol):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=rtol * np.linalg.norm(y))
 
 
 @pytest.mark.parametrize("cell", [affine_cell, tanh_cell, tree_cell])
@@ -100,13 +63,6 @@ def test_affine_closed_form(x64):
     )
     expected = np.tile(inverse @ np.cos(np.arange(SIZE)), (BATCH, 1))
     np.testing.assert_allclose(jax.grad(loss, argnums=2)(affine_cell, params, x), expected)
-
-
-def equilibrium_of(params, x):
-    z = start(tanh_cell)
-    for _ in range(300):
-        z = tanh_cell(params, z, x)
-    return z
 
 
 def test_phantom_is_its_definition(x64):
