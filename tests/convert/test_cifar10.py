@@ -11,7 +11,7 @@ from networks import load_config
 from mdeq_jax.convert import load_torch_file
 from mdeq_jax.data import load_dataset
 from mdeq_jax.data.tfds_records import open_split
-from mdeq_jax.training import evaluate, loop
+from mdeq_jax.training import evaluate, evaluation
 
 IMAGES = 500  # half of the reference's: what a test has time for
 
@@ -73,7 +73,7 @@ def test_both_forms_of_the_file_are_equal_to_torchs(reference_dir):
 
 def test_evaluation_of_the_converted_checkpoint(workdir, dataset, reference, monkeypatch):
     """The accuracy after 18 Broyden steps; `eval.py` prints what `evaluate` returns."""
-    monkeypatch.setattr(loop, "load_dataset", lambda _: dataset)
+    monkeypatch.setattr(evaluation, "load_dataset", lambda _: dataset)
     config = load_config("cifar10_tiny")
     config.eval.batch_size = 100
     metrics = evaluate(config, workdir)

@@ -59,7 +59,7 @@ def assert_close(actual, expected, tol, name):
 PRECISIONS = {"float64": (np.float64, 1e-6, 1e-13), "float32": (np.float32, 1e-4, 3e-7)}
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+@pytest.fixture(scope="module", params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def precision(request):
     jax.config.update("jax_enable_x64", request.param == "float64")
     yield PRECISIONS[request.param]
@@ -148,17 +148,15 @@ def test_logits_at_equilibrium(network, solved):
     for i, z in enumerate(out.z_star):
         network.assert_close(z, f"z_star{i}")
     assert_close(loss, network.reference["loss"], network.tol, "loss")
-    assert out.solution.rel_residual.max() < 1e-12 if network.dtype == np.float64 else 1e-6
+    assert out.solution.rel_residual.max() < (1e-12 if network.dtype == np.float64 else 1e-6)
 
 
 def test_implicit_gradients(network, solved):
     network.assert_gradients_close(solved[1], "grad/")
 
 
-def test_unrolled_logits_and_gradients(network, request):
-    if network.dtype != np.float64 and len(network.config.model.channels) > 2:
-        pytest.skip("half a minute to compile, and nothing that the other tests do not show")
-    gradients, logits = request.getfixturevalue("unrolled")
+def test_unrolled_logits_and_gradients(network, unrolled):
+    gradients, logits = unrolled
     network.assert_close(logits, "unrolled3_logits")
     network.assert_gradients_close(gradients, "unrolled3_grad/")
 

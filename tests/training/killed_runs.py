@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from tiny import SINGLE_SCALE, TINY, override
 
 from configs import digits
+from mdeq_jax.data import load_dataset
 from mdeq_jax.models import build_model
 from mdeq_jax.training import train_and_evaluate
 from mdeq_jax.training.checkpoint import Checkpoints
@@ -99,6 +100,7 @@ def finish(workdir: Path) -> None:
 
 def main(folder: Path, kills: int) -> None:
     rng = random.Random(0)
+    load_dataset(override(digits.get_config(), FIELDS).data)  # imports what the forks then share
     finish(folder / "whole")
     killed, half_written = 0, 0
     for n in range(kills):

@@ -15,6 +15,8 @@ from mdeq_jax.models import build_model
 from mdeq_jax.training import hosts
 from mdeq_jax.training.transfer import save_variables
 
+pytestmark = pytest.mark.slow
+
 # Two epochs, 22 steps. A truncated backward solve: an exact one of a network that has not been
 # trained is nearly singular for a sample now and then, which turns rounding into other gradients.
 FIELDS = {

@@ -16,6 +16,8 @@ from configs import digits
 from mdeq_jax.models import build_model
 from mdeq_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 KILLS = 10
 
 

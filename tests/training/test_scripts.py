@@ -37,6 +37,7 @@ def test_eval_on_four_devices_with_an_override(one_epoch, run_script):
     assert figures["eval/nfe"] == 4 and figures["eval/examples"] == 360 and figures["step"] == 11
 
 
+@pytest.mark.slow
 def test_sigterm_and_the_same_command_again(run_script, tmp_path):
     command = run_script.command(
         "train.py", tmp_path, **{"train.epochs": 60.0, "log.every_steps": 1}

@@ -130,6 +130,7 @@ def small_digits(**model):
     return config
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_network_with_other_classes(tmp_path, capsys):
     source = small_digits(num_classes=7)
     variables = random_variables(source, seed=1)
