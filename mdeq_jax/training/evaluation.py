@@ -32,7 +32,8 @@ def evaluate(
             `workdir/sweep.png`.
 
     Returns:
-        The figures, see `Evaluator`, and "step"; with `sweep_steps` those of the largest number,
+        The figures, see `Evaluator`, and "step", and those of the spectral radius if
+        `eval.spectral_radius_every_epochs` is set; with `sweep_steps` those of the largest number,
         and all of them under "sweep", by number of steps.
 
     Raises:
@@ -50,6 +51,8 @@ def evaluate(
     evaluator, replicated = Evaluator(model, task, dataset, config), devices.replicate(variables)
     if not sweep_steps:
         metrics = {"step": step, **evaluator(replicated)}
+        if config.eval.spectral_radius_every_epochs is not None:
+            metrics |= evaluator.spectral_radius(replicated)
         _say(f"{workdir}, step {step:,}: {describe_evaluation(metrics, task.headline)}")
         return metrics
     _say(f"{workdir}, step {step:,}, by forward solver steps:")

@@ -186,7 +186,7 @@ def _make_backward(model, task: Task, config) -> Callable:
 
 
 # Gradients whose backward pass solves, or sums up, something with a residual to report.
-ADJOINT_GRADIENTS = ("ift", "neumann")
+ADJOINT_GRADIENTS = ("ift", "neumann", "shine", "reversible")
 
 
 def _accumulate(backward: Callable, parts: int) -> Callable:
