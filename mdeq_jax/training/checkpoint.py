@@ -9,6 +9,8 @@ with a number for a name is never half of one.
 """
 
 import contextlib
+import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -40,9 +42,9 @@ class Checkpoints:
             write: whether they will be written, or only read.
         """
         self.path = Path(workdir).resolve() / folder
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=write, cleanup_tmp_directories=write
-        )
+        if write and jax.process_index() == 0:
+            _remove_unfinished(self.path)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=write)
         self._manager = ocp.CheckpointManager(self.path, options=options)
 
     def latest_step(self) -> int | None:
@@ -192,6 +194,20 @@ class Checkpoints:
         else:  # the error on its way says more than what closing may add
             with contextlib.suppress(CheckpointError):
                 self.close()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what saves that were interrupted have left in the folder.
+
+    Orbax can do it too, but then a folder that fills up again meanwhile, by a write that was still
+    under way or by a network file system that keeps open files, fails the next save.
+    """
+    for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
+        for _ in range(20):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not unfinished.exists():
+                break
+            time.sleep(0.1)
 
 
 def _optimizer_item(state) -> dict:

@@ -4,6 +4,8 @@ import contextlib
 import os
 import resource
 import signal
+import threading
+import time
 
 import jax
 import numpy as np
@@ -58,6 +60,39 @@ def test_best_score(tmp_path):
         variables, step = best.restore_variables(state_of(0).variables)
     assert step == 4
     jax.tree.map(np.testing.assert_array_equal, variables, state_of(4).average)
+
+
+def test_what_an_interrupted_save_left_is_removed(tmp_path):
+    """Also if a write that is still under way fills the folder again."""
+    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+
+    def keep_writing():
+        for i in range(100):
+            with contextlib.suppress(OSError):  # removed in the middle of it
+                (left / "optimizer").mkdir(parents=True, exist_ok=True)
+                (left / "optimizer" / str(i)).write_text("late")
+            time.sleep(0.002)
+
+    (left / "variables").mkdir(parents=True)
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        writer.join()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not left.exists()
+        checkpoints.save(state_of(2), {"step": 2})
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 2
+
+
+def test_reading_removes_nothing(tmp_path):
+    """An evaluation beside a training run leaves what that is writing alone."""
+    being_written = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    being_written.mkdir(parents=True)
+    with Checkpoints(tmp_path, write=False):
+        pass
+    assert being_written.exists()
 
 
 def test_a_full_disk(tmp_path):
