@@ -50,15 +50,22 @@ def _conv2d(x, kernel, stride, pad):
     )
 
 
-def _input_gradient(dy: jax.Array, kernel: jax.Array, size: tuple[int, int], stride: int, pad):
-    """dL/dx of `_conv2d` from dL/dy, as an ordinary convolution. `size`: height and width of x."""
+def _transposed_kernel(kernel: jax.Array, stride: int) -> jax.Array:
+    """The kernel with which `_input_gradient` is an ordinary convolution of dL/dy.
+
+    Stride 2, 3x3: an even row of x meets only the middle tap, an odd row the two outer ones. So
+    each of the four parities of x is a 2x2 convolution of dL/dy; their kernels stand side by side.
+
+    Args:
+        kernel: `[k, k, C_in, C_out]`.
+        stride: 1 or 2.
+
+    Returns:
+        `[k, k, C_out, C_in]`, or `[2, 2, C_out, 4 C_in]` for stride 2.
+    """
+    w = kernel.swapaxes(2, 3)  # [k, k, C_out, C_in]
     if stride == 1:
-        opposite = tuple(kernel.shape[0] - 1 - p for p in pad)
-        return _conv2d_cpu(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, opposite)
-    # Stride 2, 3x3: an even row of x meets only the middle tap, an odd row the two outer ones. So
-    # each of the four parities of x is a 2x2 convolution of dy; all four run as one and are then
-    # interleaved.
-    w = kernel.swapaxes(2, 3)  # [3, 3, C_out, C_in]
+        return jnp.flip(w, (0, 1))
     none = jnp.zeros_like(w[:1])
     even, odd = jnp.concatenate([w[1:2], none]), jnp.concatenate([w[2:3], w[0:1]])
     none = jnp.zeros_like(even[:, :1])
@@ -67,11 +74,18 @@ def _input_gradient(dy: jax.Array, kernel: jax.Array, size: tuple[int, int], str
         for rows in (even, odd)
         for pair in ((rows[:, 1:2], none), (rows[:, 2:3], rows[:, 0:1]))
     ]
+    return jnp.concatenate(parities, axis=3)
+
+
+def _input_gradient(dy: jax.Array, transposed: jax.Array, shape: tuple[int, ...], stride: int, pad):
+    """dL/dx of `_conv2d` from dL/dy, as an ordinary convolution. `shape`: that of x."""
+    if stride == 1:
+        opposite = tuple(transposed.shape[0] - 1 - p for p in pad)
+        return _conv2d_cpu(dy, transposed, 1, opposite)
     batch, height, width, _ = dy.shape
-    c_in = kernel.shape[2]
-    dx = _conv2d_cpu(dy, jnp.concatenate(parities, axis=3), 1, (0, 1))
-    dx = dx.reshape(batch, height, width, 2, 2, c_in).transpose(0, 1, 3, 2, 4, 5)
-    return dx.reshape(batch, 2 * height, 2 * width, c_in)[:, : size[0], : size[1]]
+    dx = _conv2d_cpu(dy, transposed, 1, (0, 1))  # the parities, to be interleaved
+    dx = dx.reshape(batch, height, width, 2, 2, shape[3]).transpose(0, 1, 3, 2, 4, 5)
+    return dx.reshape(batch, 2 * height, 2 * width, shape[3])[:, : shape[1], : shape[2]]
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, pad):
@@ -100,13 +114,15 @@ _conv2d_cpu = jax.custom_vjp(_conv2d, nondiff_argnums=(2, 3))
 
 
 def _cpu_forward(x, kernel, stride, pad):
-    return _conv2d(x, kernel, stride, pad), (x, kernel)
+    # The kernel is turned here and not where it is used: there may be a loop there.
+    return _conv2d(x, kernel, stride, pad), (x, _transposed_kernel(kernel, stride))
 
 
 def _cpu_backward(stride, pad, saved, dy):
-    x, kernel = saved
-    dx = _input_gradient(dy, kernel, x.shape[1:3], stride, pad)
-    return dx, _kernel_gradient(x, dy, kernel.shape[0], stride, pad)
+    x, transposed = saved
+    dx = _input_gradient(dy, transposed, x.shape, stride, pad)
+    size = transposed.shape[0] if stride == 1 else 3
+    return dx, _kernel_gradient(x, dy, size, stride, pad)
 
 
 _conv2d_cpu.defvjp(_cpu_forward, _cpu_backward)

@@ -8,12 +8,6 @@ from jax import lax
 EPS = 1e-5
 
 
-def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and mean square over `axes`, in one pass and at least float32."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
-
-
 def group_norm(x: jax.Array, num_groups: int, affine: dict | None = None) -> jax.Array:
     """Group normalisation (Wu, He 2018) over space and the channels of a group.
 
@@ -25,22 +19,38 @@ def group_norm(x: jax.Array, num_groups: int, affine: dict | None = None) -> jax
     Returns:
         `[B, H, W, C]` in the type of `x`.
     """
-    batch, _, _, channels = x.shape
-    # Sums by channel first, then by group: one pass over x, and no reshape of it.
-    mean, mean_square = (
-        jnp.mean(m.reshape(batch, num_groups, channels // num_groups), axis=2)
-        for m in _moments(x, (1, 2))
-    )
+    _, height, width, channels = x.shape
+    size = channels // num_groups
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # Sums by channel first, then by group: one pass over x, and no reshape of it. `wide * wide`
+    # and not `jnp.square`, whose derivative keeps a second array, 2 x.
+    sums = jnp.sum(wide, (1, 2)), jnp.sum(wide * wide, (1, 2))  # [B, C]
+    mean, mean_square = (_by_group(s, num_groups) / (height * width * size) for s in sums)
     variance = jnp.maximum(mean_square - jnp.square(mean), 0)
-    rstd = lax.rsqrt(variance + EPS)
-    multiplier, shift = (
-        jnp.repeat(statistic, channels // num_groups, axis=1) for statistic in (rstd, -mean * rstd)
-    )
+    rstd = lax.rsqrt(variance + EPS)  # [B, groups]
+    multiplier, shift = (_by_channel(s, channels) for s in (rstd, -mean * rstd))
     if affine is not None:
         scale, bias = affine["scale"][None, :], affine["bias"][None, :]
         multiplier, shift = multiplier * scale, shift * scale + bias
     y = x * multiplier[:, None, None, :] + shift[:, None, None, :]
     return y.astype(x.dtype)
+
+
+# Products with a matrix of zeros and ones, and not reshapes and repetitions: those XLA computes
+# again for each element of x, which makes its passes over x 2 to 4 times slower on CPUs.
+def _by_group(x, num_groups):
+    """Sums over the channels of each group: `[B, C]` to `[B, groups]`."""
+    return jnp.dot(x, _membership(x.shape[1], num_groups, x.dtype), precision="highest")
+
+
+def _by_channel(x, channels):
+    """Each group's value for all its channels: `[B, groups]` to `[B, C]`."""
+    return jnp.dot(x, _membership(channels, x.shape[1], x.dtype).T, precision="highest")
+
+
+def _membership(channels, num_groups, dtype):
+    """`[C, groups]`: one where the channel is of the group, else zero."""
+    return jnp.repeat(jnp.eye(num_groups, dtype=dtype), channels // num_groups, axis=0)
 
 
 class Affine(nn.Module):

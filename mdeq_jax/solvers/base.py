@@ -93,8 +93,25 @@ class _Loop(NamedTuple):
 _ACTIVE = -1
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    """`sample_norm` whose squares cannot overflow, nor vanish: a lost residual would be a lie."""
+def _norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """`sample_norm` of each `[B, D]`, whose squares cannot overflow, nor vanish.
+
+    A lost residual would be a lie. But the plain norm is nearly always right, and reads an array
+    once where the scaled one reads it twice.
+    """
+    plain = tuple(map(sample_norm, arrays))
+    info, features = jnp.finfo(plain[0].dtype), arrays[0].shape[1]
+    # Where squares are normal numbers, but for those too few and too small to matter.
+    low, high = float(features * info.tiny / info.eps) ** 0.5, float(info.max) ** 0.5
+    right = tuple((norm > low) & (norm < high) for norm in plain)
+
+    def scaled():  # samples for which the plain norm is right keep it, whatever the others do
+        return tuple(map(jnp.where, right, plain, map(_scaled_norm, arrays)))
+
+    return lax.cond(jnp.stack(right).all(), lambda: plain, scaled)
+
+
+def _scaled_norm(x: jax.Array) -> jax.Array:
     limit = float(jnp.finfo(x.dtype).max) ** 0.75  # its reciprocal must not be a subnormal number
     scale = jnp.clip(jnp.max(jnp.abs(x), axis=1, initial=0), 1 / limit, limit)
     return scale * sample_norm(x / scale[:, None])
@@ -102,7 +119,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 def _residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Absolute and relative residual, infinite where they are no numbers, and where they are."""
-    absolute, size = _norm(fz - z), _norm(fz)
+    absolute, size = _norms(fz - z, fz)
     finite = jnp.isfinite(absolute) & jnp.isfinite(size)
     relative = jnp.where(finite, absolute / (size + REL_EPS), jnp.inf)
     return jnp.where(finite, absolute, jnp.inf), relative, finite
@@ -155,6 +172,8 @@ def iterate(
     limit = max_steps if step_budget is None else jnp.minimum(max_steps, step_budget)
     batch = z0.shape[0]
 
+    # Without it XLA works out while it compiles, for seconds, that a start of zeros is finite.
+    z0 = lax.optimization_barrier(z0)
     usable = jnp.isfinite(z0).all(axis=1)
     z0 = jnp.where(usable[:, None], z0, 0)
     fz0 = f(z0)

@@ -91,6 +91,13 @@ def broyden(
             preferred_element_type=dtype,
         )
 
+    def inner_products(steps, *others):
+        """`[B, max_steps]` with each of the `[B, D]` others."""
+        if jax.default_backend() == "cpu":  # where a product with one vector runs at full speed
+            return [dot("bnd,bd->bn", steps, other) for other in others]
+        both = dot("bnd,bdk->bnk", steps, jnp.stack(others, axis=-1))  # reads the history once
+        return [both[..., i] for i in range(len(others))]
+
     def init(z):
         batch, features = z.shape
         return _History(
@@ -107,8 +114,7 @@ def broyden(
         steps, sqnorms, inverse = history
         last = lax.dynamic_index_in_dim(steps, k, axis=1, keepdims=False).astype(dtype)
         last_sqnorm = lax.dynamic_index_in_dim(sqnorms, k, axis=1, keepdims=False)
-        both = dot("bnd,bdk->bnk", steps, jnp.stack([gz, last], axis=-1))
-        with_g, with_last = both[..., 0], both[..., 1]
+        with_g, with_last = inner_products(steps, gz, last)
 
         # Row k of the triangular system: D_k . u_j = D_k . D_{j+1} / |D_j|^2 for j < k. The
         # inverse's row follows from the rows above it, which are its final ones.

@@ -28,8 +28,9 @@ def test_a_solution_is_its_own_solution(solver, batch):
     assert (np.asarray(again.status) == Status.CONVERGED)[solved].all()
     assert (np.asarray(again.steps) == 0)[solved].all()
     np.testing.assert_array_equal(again.z[solved], cold.z[solved])
-    # The others went on from where they were: none is worse for it.
-    assert (again.rel_residual <= cold.rel_residual * (1 + 1e-12)).all()
+    # The others went on from where they were: none is worse for it, but for the rounding of f,
+    # which the compiler may compute otherwise for the start than inside the loop.
+    assert (again.rel_residual <= cold.rel_residual * (1 + 1e-12) + 1e-14).all()
 
 
 @every_solver
