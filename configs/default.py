@@ -3,7 +3,8 @@
 A config starts from `get_config()`, changes what it needs and returns it; the command line may
 override any field (`--config.solver.forward.max_steps=20`). Fields that are not declared here are
 refused. A field that is `None` here leaves the choice to the part that reads it, and setting it
-for a part that does not have it (a ring size `m` for Broyden, say) is an error.
+for a part that does not have it (a ring size `m` for Broyden, say) is an error. Settings of what
+is switched off (of the backward solver, where the gradient solves nothing) are said at the start.
 """
 
 import ml_collections
@@ -64,6 +65,10 @@ def get_config() -> ml_collections.ConfigDict:
             # "ift", "phantom", "neumann", "one_step", "shine", "reversible" or "unroll"
             name="ift",
             linearize_at=placeholder(str),  # ift: "z_star" or "f_z_star"
+            # ift, refined shine: what becomes of a sample whose adjoint solve ends worse than it
+            # began: "damped": a truncated sum instead (ift's default), "keep" it (shine's), "cap":
+            # limit its length
+            unconverged=placeholder(str),
             # phantom, neumann: number of terms; reversible, unroll: of steps, in the place of the
             # forward solver's, if fewer than its max_steps
             steps=placeholder(int),

@@ -13,12 +13,14 @@ from mdeq_jax.implicit.adjoint import (
     solve_linear,
 )
 from mdeq_jax.implicit.attach import attach_adjoint
+from mdeq_jax.implicit.fallback import check_unconverged, fall_back
 from mdeq_jax.solvers import Solution, broyden
 from mdeq_jax.tree import PyTree
 
 
-def _solve(product, cotangent, *, b_solver):
+def _solve(product, cotangent, *, b_solver, unconverged):
     u, solution = solve_linear(product, cotangent, b_solver)
+    u = fall_back(unconverged, product, cotangent, u, solution)
     return u, BackwardStats.of(solution)
 
 
@@ -35,6 +37,7 @@ def ift(
     *,
     b_solver: Callable[..., Solution] = broyden,
     linearize_at: str = "z_star",
+    unconverged: str = "damped",
 ) -> PyTree:
     """One evaluation of f at z*, whose gradient is that of the equilibrium.
 
@@ -51,12 +54,19 @@ def ift(
         b_solver: solver of the adjoint equation, settings bound by `functools.partial`.
         linearize_at: where the backward pass takes the Jacobian: "z_star", as the original code,
             or "f_z_star", one evaluation closer to the equilibrium.
+        unconverged: what becomes of a sample whose adjoint solve ended farther from a solution
+            than it began, with a residual over |dloss/dz|: "keep" uses it all the same, "damped"
+            puts five terms of the damped Neumann series in its place, "cap" limits it to ten times
+            |dloss/dz|. Where there is no such sample nothing is computed; `stats` tells of the
+            solve in any case. The linear equations of higher derivatives are treated alike.
 
     Returns:
         f(params, z*, x).
 
     Raises:
-        ValueError: unknown `linearize_at`.
+        ValueError: unknown `linearize_at` or `unconverged`.
     """
-    adjoint = partial(_adjoint, solve=partial(_solve, b_solver=b_solver))
+    check_unconverged(unconverged)
+    solve = partial(_solve, b_solver=b_solver, unconverged=unconverged)
+    adjoint = partial(_adjoint, solve=solve)
     return attach_adjoint(f, params, x, z_star, stats, adjoint=adjoint, linearize_at=linearize_at)

@@ -1,5 +1,6 @@
 """Size of the Jacobian J = df/dz at a state: a regulariser and a measurement."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -55,13 +56,27 @@ def jacobian_loss(
     flat, product = _left_product(f, params, x, lax.stop_gradient(z))
     if probe is not None:
         return jnp.sum(jnp.square(product(ravel_batch(probe)[0]))) / flat.size
+    if num_probes == 1:
+        return jnp.sum(jnp.square(product(_normal(key, flat)))) / flat.size
+
+    def add(total, index):
+        return total + jnp.sum(jnp.square(product(_normal(_fold_in(key, index), flat)))), None
+
+    # One probe after another, so that neither memory nor compiling grows with their number.
+    total, _ = lax.scan(jax.checkpoint(add), jnp.zeros((), flat.dtype), jnp.arange(num_probes))
+    return total / (num_probes * flat.size)
+
+
+def _normal(key: jax.Array, like: jax.Array) -> jax.Array:
+    """N(0, I) like `[B, D]`, by one key or by one a sample."""
     if key.ndim == 0:
-        probes = jax.random.normal(key, (num_probes, *flat.shape), flat.dtype)
-    else:
-        shape = (num_probes, flat.shape[1])
-        probes = jax.vmap(lambda key: jax.random.normal(key, shape, flat.dtype), out_axes=1)(key)
-    norms = [jnp.sum(jnp.square(product(v))) for v in probes]
-    return sum(norms) / (num_probes * flat.size)
+        return jax.random.normal(key, like.shape, like.dtype)
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
+
+
+def _fold_in(key: jax.Array, index: jax.Array) -> jax.Array:
+    fold = partial(jax.random.fold_in, data=index)
+    return fold(key) if key.ndim == 0 else jax.vmap(fold)(key)
 
 
 class SpectralRadius(NamedTuple):
@@ -72,12 +87,16 @@ class SpectralRadius(NamedTuple):
         growth: `[B]` geometric mean of |v^T J| / |v| over the second half of the steps; also
             right where the dominant eigenvalues are a complex pair, for which `radius` oscillates.
         residual: `[B]` |v^T J - radius v| / |v^T J| after the last step: near zero once v is an
-            eigenvector, so that `radius` can be trusted; near one for a complex pair.
+            eigenvector, so that `radius` can be trusted; for a complex pair it is not, and near
+            one where that turns v by a right angle.
+        vector: `[B, D]` the unit vector v, flat, that the iteration ended with: the dominant left
+            eigenvector, or a vector of the plane of a complex pair.
     """
 
     radius: jax.Array
     growth: jax.Array
     residual: jax.Array
+    vector: jax.Array
 
 
 def spectral_radius(
@@ -116,6 +135,6 @@ def spectral_radius(
 
     start = jax.random.normal(key, flat.shape, flat.dtype)
     start /= sample_norm(start)[:, None]
-    _, (quotients, log_sizes, residuals) = lax.scan(step, start, length=num_steps)
+    vector, (quotients, log_sizes, residuals) = lax.scan(step, start, length=num_steps)
     growth = jnp.exp(jnp.mean(log_sizes[num_steps // 2 :], axis=0))
-    return SpectralRadius(quotients[-1], growth, residuals[-1])
+    return SpectralRadius(quotients[-1], growth, residuals[-1], vector)

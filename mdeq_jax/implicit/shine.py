@@ -16,11 +16,12 @@ import jax.numpy as jnp
 
 from mdeq_jax.implicit.adjoint import BackwardStats, Cell, solve_linear, transposed_product
 from mdeq_jax.implicit.attach import attach_adjoint, first_order_only
+from mdeq_jax.implicit.fallback import check_unconverged, fall_back
 from mdeq_jax.solvers import InverseEstimate, Solution, Status, broyden, transposed_inverse_product
 from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
 
 
-def _adjoint(f, params, x, z, inverse, cotangent, *, refine_steps, b_solver):
+def _adjoint(f, params, x, z, inverse, cotangent, *, refine_steps, unconverged, b_solver):
     params, x, z, inverse, cotangent = first_order_only(
         (params, x, z, inverse, cotangent), "shine", "the 'ift' gradient"
     )
@@ -31,6 +32,7 @@ def _adjoint(f, params, x, z, inverse, cotangent, *, refine_steps, b_solver):
     if refine_steps:
         solver = partial(b_solver, max_steps=refine_steps)
         u, solution = solve_linear(product, cotangent, solver, start=u)
+        u = fall_back(unconverged, product, cotangent, u, solution)
         return u, BackwardStats.of(solution)
     # The product that the residual needs is part of pulling u back to the parameters.
     image = ravel_batch(product(u))[0] + flat
@@ -51,6 +53,7 @@ def shine(
     *,
     inverse: InverseEstimate | None = None,
     refine_steps: int = 0,
+    unconverged: str = "keep",
     b_solver: Callable[..., Solution] = broyden,
 ) -> PyTree:
     """f(params, z*, x), whose gradient takes Broyden's inverse estimate for the inverse Jacobian.
@@ -69,6 +72,7 @@ def shine(
         inverse: of the forward solve, `broyden(..., keep_inverse=True).inverse`; `equilibrium`
             sees to it.
         refine_steps: steps of a backward solve that starts from the estimate's u.
+        unconverged: as for `ift`, for samples that these steps leave far from a solution.
         b_solver: solver of these steps, settings bound by `functools.partial`; its own
             `max_steps` is not used.
 
@@ -76,7 +80,8 @@ def shine(
         f(params, z*, x).
 
     Raises:
-        ValueError: `inverse` is missing, or `refine_steps` is negative.
+        ValueError: `inverse` is missing, `refine_steps` is negative, or `unconverged` unknown or
+            without effect.
         NotImplementedError: the gradient is differentiated.
     """
     if inverse is None:
@@ -87,5 +92,13 @@ def shine(
         )
     if refine_steps < 0:
         raise ValueError(f"refine_steps must not be negative; got {refine_steps}.")
-    adjoint = partial(_adjoint, refine_steps=refine_steps, b_solver=b_solver)
+    check_unconverged(unconverged)
+    if unconverged != "keep" and not refine_steps:
+        raise ValueError(
+            f"unconverged={unconverged!r} has no effect on an estimate that is not refined: set "
+            "refine_steps, or leave it out."
+        )
+    adjoint = partial(
+        _adjoint, refine_steps=refine_steps, unconverged=unconverged, b_solver=b_solver
+    )
     return attach_adjoint(f, params, x, z_star, stats, adjoint=adjoint, extra=inverse)

@@ -24,11 +24,11 @@ _SOLVER_OPTIONS = {
     "fixed_point_iteration": ("tau",),
 }
 _GRADIENT_OPTIONS = {
-    "ift": ("linearize_at",),
+    "ift": ("linearize_at", "unconverged"),
     "phantom": ("steps", "tau"),
     "neumann": ("steps", "tau"),
     "one_step": (),
-    "shine": ("refine_steps",),
+    "shine": ("refine_steps", "unconverged"),
     "reversible": ("steps", "beta"),
     "unroll": ("steps", "tau", "remat"),
 }

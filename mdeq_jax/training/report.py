@@ -20,10 +20,11 @@ def summarize(reports: list[Report], task: Task) -> dict[str, float]:
     """Figures over training steps, "train/NAME".
 
     Scalars are means over the steps whose update was made; "train/skipped_updates" counts the
-    others. "train/forward_rel_residual" and "train/backward_rel_residual" are medians over this
-    host's samples of the equilibrium steps, "..._p90" their 90 % quantiles, "..._max" their worst,
-    and "..._unconverged" the share of solves that did not reach `tol`. "train/jacobian_loss" is
-    the mean over the steps that applied it, 0 if none did.
+    others, and "train/grad_norm_max" is the largest norm. "train/forward_rel_residual" and
+    "train/backward_rel_residual" are medians over this host's samples of the equilibrium steps,
+    "..._p90" their 90 % quantiles, "..._max" their worst, and "..._unconverged" the share of solves
+    that did not reach `tol`. "train/jacobian_loss" is the mean over the steps that applied it, 0 if
+    none did.
 
     Args:
         reports: of `fetch`.
@@ -37,6 +38,8 @@ def summarize(reports: list[Report], task: Task) -> dict[str, float]:
             values = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
         if not name.startswith("skipped"):
             summary[_label(name)] = float(np.mean(values))
+        if name == "grad_norm":
+            summary["train/grad_norm_max"] = float(np.max(values))
     for name in sorted({name for report in reports for name in report.per_sample}):
         values = np.concatenate([r.per_sample[name] for r in reports if name in r.per_sample])
         if name.endswith("status"):
@@ -73,7 +76,8 @@ def describe_training(metrics: dict) -> str:
         parts += [nfe, f"residual {residual}"]
     else:
         parts.append("pretraining")
-    parts.append(f"gradient {metrics['train/grad_norm']:.2g}")
+    worst = metrics["train/grad_norm_max"]
+    parts.append(f"gradient {metrics['train/grad_norm']:.2g} (worst {worst:.2g})")
     if metrics["train/skipped_updates"]:
         parts.append(f"{metrics['train/skipped_updates']} updates skipped (not finite)")
     parts.append(f"{metrics['images_per_second']:.0f} images/s")
@@ -88,6 +92,11 @@ def _residual(metrics: dict, residual: str, unconverged: str) -> str:
     return text + ")"
 
 
+def spoken(name: str) -> str:
+    """The name of a figure as people write it."""
+    return "mIoU" if name == "miou" else name.replace("_", " ")
+
+
 def describe_evaluation(metrics: dict, headline: str) -> str:
     """One line of an evaluation that a person can read.
 
@@ -95,8 +104,9 @@ def describe_evaluation(metrics: dict, headline: str) -> str:
         metrics: of `Evaluator`.
         headline: of the task.
     """
+    names = [headline, "pixel_accuracy"] if headline == "miou" else [headline]
     parts = [
-        f"{headline.replace('_', ' ')} {100 * metrics[f'eval/{headline}']:.2f} %",
+        *(f"{spoken(name)} {100 * metrics[f'eval/{name}']:.2f} %" for name in names),
         f"loss {metrics['eval/loss']:.4f}",
         f"NFE {metrics['eval/nfe']:.1f}",
         f"residual {metrics['eval/rel_residual']:.1e} "

@@ -140,7 +140,9 @@ def _make_backward(model, task: Task, config) -> Callable:
     It gives the gradient of this device's loss, the new batch statistics and a `Report` of this
     device; `place` is that of the first sample in the global batch.
     """
-    has_adjoint = config.gradient.name in ADJOINT_GRADIENTS
+    gradient = config.gradient
+    has_adjoint = gradient.name in ADJOINT_GRADIENTS
+    can_fail = gradient.name in CAN_FAIL or bool(gradient.name == "shine" and gradient.refine_steps)
 
     def backward(params, batch_stats, batch, draws, place, plain):
         size = batch["image"].shape[0]
@@ -176,7 +178,7 @@ def _make_backward(model, task: Task, config) -> Callable:
         if not plain and has_adjoint:
             scalars["backward/nfe"] = adjoint.nfe
             per_sample["backward/rel_residual"] = adjoint.rel_residual
-        if not plain and config.gradient.name == "ift":
+        if not plain and can_fail:
             per_sample["backward/status"] = adjoint.status
         figures = task.figures(out.logits, {**batch, "mask": jnp.ones(size)})
         sums = {**figures, "count": jnp.float32(size)}
@@ -185,8 +187,10 @@ def _make_backward(model, task: Task, config) -> Callable:
     return backward
 
 
-# Gradients whose backward pass solves, or sums up, something with a residual to report.
+# Gradients whose backward pass solves, sums up or rebuilds something with a residual to report, and
+# those of them that aim at a tolerance. A series does not, and neither does an estimate unrefined.
 ADJOINT_GRADIENTS = ("ift", "neumann", "shine", "reversible")
+CAN_FAIL = ("ift", "reversible")
 
 
 def _accumulate(backward: Callable, parts: int) -> Callable:

@@ -14,11 +14,11 @@ from mdeq_jax.models import build_model
 
 # Each setting of each gradient, at another value than its default.
 SETTINGS = {
-    "ift": {"linearize_at": "f_z_star"},
+    "ift": {"linearize_at": "f_z_star", "unconverged": "cap"},
     "phantom": {"steps": 3, "tau": 0.8},
     "neumann": {"steps": 3, "tau": 0.8},
     "one_step": {},
-    "shine": {"refine_steps": 2},
+    "shine": {"refine_steps": 2, "unconverged": "damped"},
     "reversible": {"steps": 4, "beta": 0.4},
     "unroll": {"steps": 4, "tau": 0.8, "remat": True},
 }
@@ -112,6 +112,9 @@ REFUSED = [
     ({"name": "reversible", "remat": True}, r"gradient.remat=True has no effect on 'reversible'"),
     ({"name": "shine", "refine_steps": -1}, r"gradient: refine_steps must not be negative"),
     ({"name": "ift", "refine_steps": 2}, r"gradient.refine_steps=2 has no effect on 'ift'"),
+    ({"name": "ift", "unconverged": "drop"}, r"gradient: unconverged must be one of .*'drop'"),
+    ({"name": "shine", "unconverged": "cap"}, r"unconverged='cap' has no effect on an estimate"),
+    ({"name": "neumann", "unconverged": "cap"}, r"unconverged='cap' has no effect on 'neumann'"),
 ]
 
 

@@ -56,3 +56,26 @@ def test_bad_arguments():
         jacobian_loss(cell, jnp.eye(SIZE), z, z, key=jax.random.key(0), num_probes=0)
     with pytest.raises(ValueError, match="num_steps must be at least 2; got 1"):
         spectral_radius(cell, jnp.eye(SIZE), z, z, key=jax.random.key(0), num_steps=1)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_many_probes_are_averaged_in_the_memory_of_one(per_sample, x64):
+    key, z = jax.random.key(0), jnp.ones((BATCH, SIZE))
+    keys = jax.random.split(key, BATCH) if per_sample else key
+
+    def tanh_cell(w, z, x):
+        return jnp.tanh(cell(w, z, x))
+
+    def of(w, n):
+        return jacobian_loss(tanh_cell, w, z, z, key=keys, num_probes=n)
+
+    w = matrix([0.9, 0.5, 0.1, -0.3, -0.7])
+    slope = np.asarray(1 - tanh_cell(w, z, z) ** 2)  # dz' = slope * (dz w)
+    expected = np.mean([np.sum((np.asarray(w) * s) ** 2) for s in slope]) / SIZE
+    np.testing.assert_allclose(of(w, 3000), expected, rtol=0.05)
+    few, many = (
+        jax.jit(jax.grad(of), static_argnums=1).lower(w, n).compile().memory_analysis()
+        for n in (10, 1000)
+    )
+    growth = (many.temp_size_in_bytes - few.temp_size_in_bytes) / 990
+    assert growth < z.nbytes / 4  # no probe is kept: what grows is a counter

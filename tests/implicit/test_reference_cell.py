@@ -75,10 +75,10 @@ def test_gradients_are_their_definitions(cell):
             "reversible": partial(reversible, steps=STEPS, beta=0.6),
         }
         runs = {
-            name: (lambda w, x, g=g: g(f, w, x, unravel(solution.z)))
-            for name, g in at_z_star.items()
+            name: (lambda w, x, run=run: run(f, w, x, unravel(solution.z)))
+            for name, run in at_z_star.items()
         }
-        runs |= {name: (lambda w, x, g=g: g(f, w, x, z0)[0]) for name, g in own.items()}
+        runs |= {name: (lambda w, x, run=run: run(f, w, x, z0)[0]) for name, run in own.items()}
         return solution, {name: jax.vjp(run, weights, x)[1](g) for name, run in runs.items()}
 
     solution, found = ours(weights, x)

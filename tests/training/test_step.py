@@ -89,3 +89,34 @@ def test_memory_grows_by_one_state_a_solver_step(tiny_config):
     growth = (temporary_bytes(40) - temporary_bytes(20)) / 20
     # Traces and the small triangular matrices of Broyden's inner products are what lies above it.
     assert 0.95 * state_bytes < growth < 1.15 * state_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"name": "ift"}, {"rel_residual", "status"}),
+        ({"name": "reversible"}, {"rel_residual", "status"}),
+        ({"name": "shine", "refine_steps": 2}, {"rel_residual", "status"}),
+        ({"name": "shine"}, {"rel_residual"}),
+        ({"name": "neumann"}, {"rel_residual"}),
+        ({"name": "phantom"}, set()),
+    ],
+)
+def test_what_is_told_of_the_backward_pass(settings, told, tiny_config):
+    """A status wherever something can fail: `reversible` says so when its states drift away."""
+    fields = {f"gradient.{name}": value for name, value in settings.items()}
+    config = tiny_config({**SINGLE_SCALE, **fields})
+    model, optimizer = build_model(config), optax.sgd(0.1)
+    step = make_train_step(model, optimizer, build_task(config), config, steps_per_epoch=10)
+    images = jax.ShapeDtypeStruct((SIZE, 8, 8, 3), jnp.float32)
+
+    def one_step(images):
+        state = make_state(model.init(jax.random.key(0), images), optimizer)
+        batch = {"image": images, "label": jnp.zeros(SIZE, jnp.int32)}
+        run = jax.vmap(lambda s, b: step(s, b, False)[1].per_sample, axis_name=BATCH_AXIS)
+        return run(*jax.tree.map(lambda x: jnp.asarray(x)[None], (state, batch)))
+
+    report = jax.eval_shape(one_step, images)
+    assert {name for name in report if name.startswith("backward/")} == {
+        f"backward/{name}" for name in told
+    }
