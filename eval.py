@@ -7,13 +7,9 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mdeq_jax.training import (
-    describe_prediction,
-    evaluate,
-    predict_classes,
-    predict_folder,
-    save_predictions,
-)
+from mdeq_jax import training
+from mdeq_jax.training.compilation import keep_compiled_programs
+from mdeq_jax.training.writers import finite
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
@@ -23,52 +19,60 @@ _WORKDIR = flags.DEFINE_string(
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "'latest', 'best', or a step.")
 _SWEEP_STEPS = flags.DEFINE_list(
-    "sweep_steps", [], "Evaluate with each of these forward solver steps, e.g. 1,2,5,10,20."
+    "sweep_steps", None, "Evaluate with each of these forward solver steps; WORKDIR/sweep.png."
+)
+flags.register_validator(
+    "sweep_steps",
+    lambda steps: all(step.strip().isdigit() for step in steps or ()),
+    "must be whole numbers, e.g. 1,2,5,10,20.",
 )
 _PREDICT = flags.DEFINE_string(
     "predict",
     None,
-    "Folder of images; of a segmenter also a video. Write WORKDIR/predictions.csv, or the pictures "
-    "of segmentations to WORKDIR/predictions/, instead of evaluating.",
+    "Folder of JPEG and PNG files: write the class of each to WORKDIR/predictions.csv, instead of "
+    "evaluating. Segmenters: folder or video, to segment as pictures in WORKDIR/predictions/.",
 )
 _SAVE_PREDICTIONS = flags.DEFINE_string(
-    "save_predictions", None, "Segmenters: write the evaluation split's segmentations to here."
+    "save_predictions", None, "Segmenters: write pictures of the evaluation split to this folder."
 )
+_CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
 
-def predict(config, workdir: Path) -> None:
-    """Predicts on the folder of the flag."""
-    source, checkpoint = _PREDICT.value, _CHECKPOINT.value
+def predict(config, workdir: Path, source: str, checkpoint: str) -> None:
+    """Predicts on a folder, or a video."""
     if config.model.name == "mdeq_segmenter":
         output = workdir / "predictions"
-        figures = predict_folder(config, workdir, source, output, checkpoint=checkpoint)
-        print(f"Wrote {output}: {describe_prediction(figures)}")
+        figures = training.predict_folder(config, workdir, source, output, checkpoint=checkpoint)
+        print(f"Wrote {output}: {training.describe_prediction(figures)}")
     else:
         output = workdir / "predictions.csv"
-        count = predict_classes(config, workdir, source, output, checkpoint=checkpoint)
+        count = training.predict_classes(config, workdir, source, output, checkpoint=checkpoint)
         print(f"Wrote {output}: {count:,} images.")
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    config = _CONFIG.value
+    if _CACHE.value:
+        keep_compiled_programs()
+    config, checkpoint = _CONFIG.value, _CHECKPOINT.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     try:
         if _PREDICT.value is not None:
-            predict(config, workdir)
+            predict(config, workdir, _PREDICT.value, checkpoint)
             return
         if _SAVE_PREDICTIONS.value is not None:
             folder = _SAVE_PREDICTIONS.value
-            metrics = save_predictions(config, workdir, folder, checkpoint=_CHECKPOINT.value)
+            metrics = training.save_predictions(config, workdir, folder, checkpoint=checkpoint)
+            print(f"Wrote {folder}: contact_sheet.png, label_ids/, color/, overlay/.")
         else:
-            steps = [int(number) for number in _SWEEP_STEPS.value]
-            metrics = evaluate(config, workdir, checkpoint=_CHECKPOINT.value, sweep_steps=steps)
+            steps = [int(number) for number in _SWEEP_STEPS.value or ()]
+            metrics = training.evaluate(config, workdir, checkpoint=checkpoint, sweep_steps=steps)
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    # A class that does not occur has no IoU, and JSON no NaN.
-    print(json.dumps({k: v if v == v else None for k, v in metrics.items()}, indent=2))
+    print(json.dumps(finite(metrics), indent=2))
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
+    flags.mark_flags_as_mutual_exclusive(["predict", "save_predictions", "sweep_steps"])
     app.run(main)

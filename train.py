@@ -6,6 +6,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdeq_jax.training import Interrupted, TrainingDiverged, hosts, train_and_evaluate
+from mdeq_jax.training.compilation import keep_compiled_programs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
@@ -13,6 +14,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where results go, and where to go on from; default: runs/NAME of the config."
 )
+_CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
@@ -21,6 +23,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which one
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
+    if _CACHE.value:
+        keep_compiled_programs()
     try:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         train_and_evaluate(config, _WORKDIR.value or f"runs/{config.name}")

@@ -20,6 +20,7 @@ from mdeq_jax.training.state import build_optimizer, init_state
 from mdeq_jax.training.step import make_train_step, training_config
 from mdeq_jax.training.tasks import build_task
 from mdeq_jax.training.transfer import start_from_checkpoint
+from mdeq_jax.training.unused import unused_settings
 from mdeq_jax.training.workdir import (
     check_architecture,
     check_resumable,
@@ -111,6 +112,8 @@ def _announce(config, workdir, dataset, state, num_steps) -> None:
         f"{dataset.num_eval:,} evaluation images, {num_steps:,} steps of {config.train.batch_size} "
         f"on {on}; results in {workdir}"
     )
+    for line in unused_settings(config, training=True):
+        print(f"Note: {line}")
     if config.train.pretrain_steps >= num_steps:
         print(
             f"Warning: all {num_steps:,} steps are pretraining (train.pretrain_steps="

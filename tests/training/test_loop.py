@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import jax
@@ -42,6 +43,7 @@ EXPECTED = {
     "train/loss",
     "train/accuracy",
     "train/grad_norm",
+    "train/grad_norm_max",
     "train/forward_nfe",
     "train/forward_rel_residual",
     "train/forward_rel_residual_max",
@@ -152,6 +154,11 @@ def test_predicting_a_folder(two_epochs, tiny_config, tmp_path):
     assert np.mean(ours == probabilities.argmax(1)) >= 0.96
     shares = [float(rows[f"{i:03}"]["probability"]) for i in range(50)]
     np.testing.assert_allclose(shares, probabilities.max(1), atol=0.02)
+    (tmp_path / "images" / "000.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"000\.png: cannot be decoded"):
+        predict_classes(tiny_config(), workdir, tmp_path / "images", output)
+    skipping = tiny_config({"data.on_error": "skip"})
+    assert predict_classes(skipping, workdir, tmp_path / "images", output) == 49
     with pytest.raises(FileNotFoundError, match="holds no images"):
         (tmp_path / "none").mkdir()
         predict_classes(tiny_config(), workdir, tmp_path / "none", output)
@@ -274,8 +281,18 @@ def test_evaluating_an_empty_workdir(tiny_config, tmp_path):
         evaluate(tiny_config(), tmp_path)
 
 
-def test_everything_else_at_once(tiny_config, tmp_path):
+def test_everything_else_at_once(tiny_config, tmp_path, monkeypatch, caplog):
     """A truncated gradient, pretraining, the Jacobian loss with random limits, dropout, SGD, ..."""
+
+    class Counting(Prefetcher):
+        compiled: ClassVar = []  # programs so far, at the start of each step
+
+        def __next__(self):
+            messages = [record.getMessage() for record in caplog.records]
+            self.compiled.append(sum("Finished XLA compilation" in text for text in messages))
+            return super().__next__()
+
+    monkeypatch.setattr(loop, "Prefetcher", Counting)
     config = tiny_config(
         {
             **SINGLE_SCALE,
@@ -297,7 +314,12 @@ def test_everything_else_at_once(tiny_config, tmp_path):
             "train.ema_decay": 0.5,
         }
     )
-    metrics = train_and_evaluate(config, tmp_path)
+    with jax.log_compiles():
+        metrics = train_and_evaluate(config, tmp_path)
+    # The first step of each phase is compiled, and none again for another limit or draw.
+    first_steps = [1, config.train.pretrain_steps + 1]
+    compiled = np.diff(Counting.compiled)
+    assert [step for step, count in enumerate(compiled, start=1) if count] == first_steps
     assert metrics["train/jacobian_loss"] > 0
     assert np.isfinite(metrics["train/loss"])
     assert metrics["train/backward_nfe"] == 1

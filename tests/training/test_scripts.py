@@ -22,7 +22,7 @@ def test_train_prints_what_a_person_wants_to_know(one_epoch):
     assert re.search(r"digits: [\d,]+ parameters, 1,437 training and 360 evaluation images", out)
     assert re.search(
         r"train\s+5/11  loss [\d.]+  lr [\d.e-]+  NFE [\d.]+ \+ [\d.]+  residual .*worst .*"
-        r"not converged\), backward .*gradient [\d.]+  \d+ images/s  waiting \d+ %",
+        r"not converged\), backward .*gradient \S+ \(worst \S+\)  \d+ images/s  waiting \d+ %",
         out,
     )
     assert re.search(r"eval\s+11/11  accuracy .* NFE .* residual .*", out)
@@ -81,3 +81,22 @@ def test_bad_flags_end_in_a_line(run_script, tmp_path, flag, message):
     assert re.search(message, result.stderr)
     assert len(result.stderr.strip().splitlines()[-1]) < 500
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--predict=a", "--sweep_steps=1"], "At most one of (predict, save_predictions, sweep"),
+        (["--sweep_steps=1,two"], "--sweep_steps=['1', 'two']: must be whole numbers, e.g. 1,2,5"),
+    ],
+)
+def test_flags_of_eval_that_cannot_work(run_script, tmp_path, flags, message):
+    result = subprocess.run(
+        [*run_script.command("eval.py", tmp_path), *flags],
+        env=run_script.environment(),
+        cwd=run_script.root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode != 0 and message in result.stderr

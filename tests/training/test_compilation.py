@@ -1,0 +1,73 @@
+"""What is compiled, how often, and where it is kept."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from mdeq_jax.training.compilation import keep_compiled_programs
+
+
+@pytest.fixture
+def no_cache():
+    """A process that has not chosen a folder yet."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
+def test_the_users_cache_folder(no_cache, variable, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    base = tmp_path if variable == "XDG_CACHE_HOME" else tmp_path / ".cache"
+    assert keep_compiled_programs() == base / "mdeq_jax" / "jax"
+    assert jax.config.jax_compilation_cache_dir == str(base / "mdeq_jax" / "jax")
+    assert (base / "mdeq_jax" / "jax").is_dir()
+
+
+def test_a_folder_chosen_before_is_left_alone(no_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    assert keep_compiled_programs() == tmp_path / "own"
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(no_cache, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert keep_compiled_programs() is None
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR" in caplog.text
+
+
+SCRIPT = """
+import jax
+from mdeq_jax.training.compilation import keep_compiled_programs
+keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("/cache_hits")))
+print(jax.jit(lambda x: 3 * x + 1)(2.0), sum(hits))
+"""
+
+
+def test_another_process_finds_what_was_compiled(tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+    def run():
+        command = [sys.executable, "-c", SCRIPT]
+        root = Path(__file__).parents[2]
+        result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.split()
+
+    assert run() == ["7.0", "0"]
+    value, hits = run()
+    assert value == "7.0" and int(hits) >= 1
+    for entry in (tmp_path / "mdeq_jax" / "jax").iterdir():  # as a killed process may leave it
+        entry.write_bytes(entry.read_bytes()[:10])
+    assert run() == ["7.0", "0"]

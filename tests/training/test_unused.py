@@ -1,0 +1,107 @@
+"""Settings that have no effect are said; those that have one are not."""
+
+import importlib
+
+import pytest
+
+from configs import default
+from mdeq_jax.implicit import GRADIENTS
+from mdeq_jax.implicit.equilibrium import OWN_ITERATION as OWN_ITERATIONS
+from mdeq_jax.training import unused
+from mdeq_jax.training.unused import unused_settings
+
+
+def config_with(fields, name="digits"):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def test_defaults_are_the_configs():
+    config = default.get_config()
+    for name, value in unused.DEFAULTS.items():
+        part, field = name.split(".")
+        assert config[part][field] == value, name
+
+
+def test_iterations_are_the_gradients_own():
+    assert {GRADIENTS[name] for name in unused.OWN_ITERATION} == set(OWN_ITERATIONS)
+
+
+@pytest.mark.parametrize("name", ["digits", "camvid_tiny", "imagenet_small_reg", "imagenet_xl"])
+def test_of_a_recipe_only_what_is_true(name):
+    """The released settings of a network without Jacobian loss hold a range that is part of it."""
+    lines = unused_settings(config_with({}, name), training=True)
+    expected = ["train.random_forward_delta=2 has no effect: jacobian.frequency=0 applies no"]
+    assert [line[: len(expected[0])] for line in lines] == (
+        expected if name == "imagenet_xl" else []
+    )
+    assert unused_settings(config_with({}, name), training=False) == []
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_no_backward_solve(gradient):
+    lines = unused_settings(config_with({"gradient.name": gradient}), training=True)
+    said = any(line.startswith("solver.backward has no effect on training") for line in lines)
+    assert said == (gradient != "ift")
+    own = [line for line in lines if line.startswith("solver.forward (name) has no effect")]
+    assert len(own) == (gradient in ("unroll", "reversible"))
+    assert len(lines) == said + len(own)
+
+
+def test_refined_shine_solves_backward():
+    fields = {"gradient.name": "shine", "gradient.refine_steps": 3}
+    (line,) = unused_settings(config_with(fields), training=True)
+    assert line.startswith("solver.backward.max_steps=15 has no effect")
+    assert "gradient.refine_steps=3" in line
+
+
+CASES = [
+    ({"model.final_conv_kernel": 3}, "model.final_conv_kernel=3 has", "'mdeq_classifier'", True),
+    ({"data.data_dir": "/data"}, "data.data_dir='/data' has", "comes with scikit-learn", True),
+    ({"data.num_workers": 4}, "data.num_workers=4 has", "held in memory", True),
+    ({"train.nesterov": True}, "train.nesterov=True has", "train.optimizer is 'adam'", False),
+    (
+        {"train.momentum": 0.5, "train.nesterov": True},
+        "train.momentum=0.5, train.nesterov=True have",
+        "'adam'",
+        False,
+    ),
+    (
+        {"train.schedule": "constant", "train.end_learning_rate": 1e-4},
+        "train.end_learning_rate=0.0001 has",
+        "train.schedule is 'constant'",
+        False,
+    ),
+    ({"train.pretrain_layers": 3}, "train.pretrain_layers=3 has", "no pretraining phase", False),
+    (
+        {"jacobian.frequency": 0.0, "jacobian.weight": 0.0, "jacobian.stop_epoch": 5},
+        "jacobian.stop_epoch=5 has",
+        "applies no Jacobian loss",
+        False,
+    ),
+    ({"jacobian.weight": 0.0}, "jacobian.frequency=0.25 has", "is 0 throughout", False),
+]
+
+
+@pytest.mark.parametrize(("fields", "what", "why", "evaluation"), CASES)
+def test_what_and_why(fields, what, why, evaluation):
+    """In training, and in an evaluation if that would read it otherwise."""
+    (line,) = unused_settings(config_with(fields), training=True)
+    assert line.startswith(f"{what} no effect: ") and why in line and line.endswith(".")
+    assert unused_settings(config_with(fields), training=False) == [line] * evaluation
+
+
+def test_segmentation():
+    fields = {"data.augment": False, "model.head_channels": (4,), "data.num_workers": 2}
+    lines = unused_settings(config_with(fields, "camvid_tiny"), training=True)
+    assert [line.split(" no effect")[0] for line in lines] == [
+        "model.head_channels=(4,) has",
+        "data.base_size=480, data.scale_factor=1 have",
+    ]
+
+
+def test_forward_settings_of_an_iteration_that_takes_none():
+    fields = {"gradient.name": "unroll", "solver.forward.history_dtype": "bfloat16"}
+    (line,) = unused_settings(config_with(fields), training=False)
+    assert line.startswith("solver.forward (name, history_dtype) has no effect")
