@@ -137,11 +137,20 @@ def resize_pair(
     )
 
 
-def pad_to(image: np.ndarray, height: int, width: int, value: int) -> np.ndarray:
-    """Pads [H, W, ...] with `value` at the bottom and right to at least this size."""
+def pad_to(image: np.ndarray, height: int, width: int, value: int | None) -> np.ndarray:
+    """Pads [H, W, ...] at the bottom and right to at least this size.
+
+    Args:
+      image: array.
+      height: least rows of the result.
+      width: least columns of the result.
+      value: of the padding; None: the last pixels are repeated.
+    """
     rows = max(height - image.shape[0], 0)
     columns = max(width - image.shape[1], 0)
     widths = ((0, rows), (0, columns)) + ((0, 0),) * (image.ndim - 2)
+    if value is None:
+        return np.pad(image, widths, mode="edge")
     return np.pad(image, widths, constant_values=value)
 
 

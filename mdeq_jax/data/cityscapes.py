@@ -119,7 +119,13 @@ def _tfds_readers(config):
     keys = ("image_left", "segmentation_label")
     readers = {}
     for split, tfds_split in (("train", "train"), ("val", "validation")):
-        source, _ = tfds_records.open_split(config.data_dir, TFDS_NAME, tfds_split, keys)
+        try:
+            source, _ = tfds_records.open_split(config.data_dir, TFDS_NAME, tfds_split, keys)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error} Of the official download, data_dir is the folder that holds leftImg8bit "
+                "and gtFine."
+            ) from None
         readers[split] = tfds_records.TfdsReader(
             source, f"cityscapes {split}", *keys, id="image_id"
         )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from mdeq_jax.data import images
 from mdeq_jax.data.unlabelled import list_folder
@@ -14,7 +15,7 @@ class Frame(NamedTuple):
     """A picture.
 
     Attributes:
-      name: its path in the folder; of a video's frame, NAME_NUMBER.
+      name: its path in the folder; of a video's frame, NAME_NUMBER.png.
       image: uint8 [H, W, 3], RGB.
     """
 
@@ -26,7 +27,7 @@ class Frames(NamedTuple):
     """Pictures that are read as they are asked for.
 
     Attributes:
-      count: how many; of a video, as its header says.
+      count: how many, damaged ones included; of a video, as its header says.
       frames: the pictures.
     """
 
@@ -34,29 +35,46 @@ class Frames(NamedTuple):
     frames: Iterator[Frame]
 
 
-def read_frames(source: str | pathlib.Path) -> Frames:
+def read_frames(source: str | pathlib.Path, on_error: str = "raise") -> Frames:
     """Returns the pictures of a folder and its subfolders, by name, or the frames of a video.
 
     What is not RGB is converted.
 
     Args:
       source: a folder of JPEG and PNG files, or a video file that OpenCV can read.
+      on_error: "raise", or "skip": damaged pictures of a folder are reported and left out.
 
     Raises:
       FileNotFoundError: there is nothing there, or no picture in it.
-      ValueError: the file is not a video that can be read; while reading, a damaged picture.
+      ValueError: the file is not a video that can be read, or two pictures of the folder differ in
+        their suffix alone; while reading, a damaged picture.
     """
     source = pathlib.Path(source)
     if source.is_file():
         return _video(source)
     paths = list_folder(source)
-    return Frames(len(paths), (_picture(path, source) for path in paths))
+    seen = {}
+    for path in paths:
+        other = seen.setdefault(path.with_suffix(""), path)
+        if other is not path:
+            raise ValueError(
+                f"{other} and {path} would have the same results: rename or remove one of them."
+            )
+    return Frames(len(paths), _pictures(paths, source, on_error))
 
 
-def _picture(path: pathlib.Path, folder: pathlib.Path) -> Frame:
-    data = path.read_bytes()
-    images.read_header(data, str(path))
-    return Frame(str(path.relative_to(folder)), images.decode_rgb(data, str(path)))
+def _pictures(paths, folder, on_error):
+    for path in paths:
+        try:
+            data = path.read_bytes()
+            images.read_header(data, str(path))
+            image = images.decode_rgb(data, str(path))
+        except images.ExampleError as error:
+            if on_error != "skip":
+                raise
+            logging.warning("skipped a picture: %s", error)
+            continue
+        yield Frame(str(path.relative_to(folder)), image)
 
 
 def _video(path: pathlib.Path) -> Frames:
@@ -77,7 +95,7 @@ def _video(path: pathlib.Path) -> Frames:
             if not found:
                 break
             number += 1
-            yield Frame(f"{path.stem}_{number:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+            yield Frame(f"{path.stem}_{number:06d}.png", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         video.release()
 
     return Frames(count, frames())

@@ -76,6 +76,18 @@ def _reduction(header: images.Header, used: tuple[int, int], size: tuple[int, in
     return fits[0] if fits else 1
 
 
+def _whole_size(given) -> tuple[int, int] | None:
+    """`config.data.eval_image_size`; "None" on the command line makes (None,) of a tuple."""
+    if given is None or tuple(given) == (None,):
+        return None
+    if len(given) != 2 or not all(isinstance(side, int) and side > 0 for side in given):
+        raise ValueError(
+            f"config.data.eval_image_size is {given}, but must be (height, width) that whole "
+            "images are padded to, or None for each image's own size."
+        )
+    return tuple(given)
+
+
 def label_table(train_ids: dict[int, int]) -> np.ndarray:
     """Returns the uint8 [256] table from the labels in the files (modulo 256) to the classes."""
     table = np.full(256, _INVALID, np.uint8)
@@ -92,7 +104,8 @@ class SegmentationTransform:
     uniform in 0..scale_factor; what is smaller than `size` is padded at the bottom and right, with
     pixels that are black before normalisation and with `IGNORE_LABEL`; a random part of `size` is
     cut out and mirrored with probability 1/2. Training without it: the middle, not scaled.
-    Evaluation: the whole image, padded likewise if `size` is given.
+    Evaluation: the whole image; if `size` is given, padded likewise but by repeating its last
+    pixels.
 
     Attributes:
       size: height and width of the result; None (evaluation only): each image's own.
@@ -115,9 +128,8 @@ class SegmentationTransform:
     @classmethod
     def from_config(cls, config, train: bool, base_size: int, table: np.ndarray):
         """Returns the transform of `config.data`; `base_size` is the set's own."""
-        size = config.image_size if train else config.eval_image_size
         return cls(
-            size=None if size is None else tuple(size),
+            size=tuple(config.image_size) if train else _whole_size(config.eval_image_size),
             train=train,
             augment=config.augment,
             base_size=base_size if config.base_size is None else config.base_size,
@@ -163,11 +175,11 @@ class SegmentationTransform:
                 f"{path}: its size is {label.shape}, larger than config.data.eval_image_size "
                 f"{self.size}, which whole images are padded to: set a larger one."
             )
-        return self._pad(image, label)
+        return self._pad(image, label, value=None)
 
-    def _pad(self, image, label):
+    def _pad(self, image, label, value=0):
         return (
-            augment.pad_to(image, *self.size, value=0),
+            augment.pad_to(image, *self.size, value=value),
             augment.pad_to(label, *self.size, value=IGNORE_LABEL),
         )
 

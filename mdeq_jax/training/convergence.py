@@ -15,6 +15,7 @@ from mdeq_jax.implicit import solve_adjoint
 from mdeq_jax.models import CellInput, apply_cell
 from mdeq_jax.models.build import build_solver
 from mdeq_jax.solvers import fixed_point_iteration
+from mdeq_jax.training.report import spoken
 from mdeq_jax.training.tasks import Task
 from mdeq_jax.tree import ravel_batch
 from mdeq_jax.viz.convergence import plot_convergence
@@ -50,13 +51,15 @@ def convergence_traces(model, variables, task: Task, dataset: Dataset, config) -
 
     @jax.jit
     def traces(variables, batch):
-        injection = model.apply(variables, batch["image"], method="inject")
+        images = batch["image"]
+        injection = model.apply(variables, task.prepare(images), method="inject")
         weights = model.apply(variables, method="cell_weights")
         x, z0 = CellInput(injection), model.zero_state(injection)
         f = partial(apply_cell, model.cell.spec)
 
         def loss(z):
-            return task.figures(model.apply(variables, z, method="read_out"), batch)["loss"]
+            logits = task.restore(model.apply(variables, z, method="read_out"), images)
+            return task.figures(logits, batch)["loss"]
 
         z, solution = model.solve(f, weights, x, z0, f_solver=forward)
         # Linearised where training does it.
@@ -123,7 +126,7 @@ def plot(path: Path, config, model, variables, task: Task, dataset: Dataset, sco
         traces.forward,
         traces.backward,
         title=f"{config.name}: convergence over {traces.forward.shape[1]:,} evaluation images "
-        f"({task.headline.replace('_', ' ')} {100 * score:.2f} %)",
+        f"({spoken(task.headline)} {100 * score:.2f} %)",
         forward_label=traces.forward_label,
         backward_label=traces.backward_label,
         forward_tol=config.solver.forward.tol if uses_tol else None,

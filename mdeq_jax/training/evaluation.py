@@ -12,8 +12,9 @@ from mdeq_jax.training import devices, hosts
 from mdeq_jax.training.checkpoint import BEST, NEWEST, Checkpoints
 from mdeq_jax.training.checks import check_data
 from mdeq_jax.training.evaluator import Evaluator
-from mdeq_jax.training.report import describe_evaluation
+from mdeq_jax.training.report import describe_evaluation, spoken
 from mdeq_jax.training.tasks import build_task
+from mdeq_jax.training.unused import unused_settings
 from mdeq_jax.training.workdir import check_architecture
 from mdeq_jax.viz.sweep import plot_sweep
 
@@ -48,6 +49,8 @@ def evaluate(
     variables, step = load_checkpoint(config, workdir, model, checkpoint)
     dataset = load_dataset(config.data)
     check_data(config, dataset)
+    for line in unused_settings(config, training=False):
+        _say(f"Note: {line}")
     evaluator, replicated = Evaluator(model, task, dataset, config), devices.replicate(variables)
     if not sweep_steps:
         metrics = {"step": step, **evaluator(replicated)}
@@ -62,7 +65,8 @@ def evaluate(
         _say(f"{number:5}  {describe_evaluation(sweep[number], task.headline)}")
     if hosts.is_main():
         path = workdir / "sweep.png"
-        plot_sweep(path, sweep, task.headline, f"{config.name}, step {step:,}")
+        label = spoken(task.headline)
+        plot_sweep(path, sweep, task.headline, label, f"{config.name}, step {step:,}")
         print(f"Wrote {path}.")
     return {"step": step, **sweep[sweep_steps[-1]], "sweep": sweep}
 

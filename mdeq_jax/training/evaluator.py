@@ -42,7 +42,7 @@ class Evaluator:
         )
         self._max_steps = config.solver.forward.max_steps
         self._step = devices.pmap(make_eval_step(model, task))
-        self._radius = devices.pmap(_make_spectral_radius(model, config.seed))
+        self._radius = devices.pmap(_make_spectral_radius(model, task, config.seed))
 
     def __call__(self, replicated_variables, step_budget: int | None = None) -> dict[str, float]:
         """Figures over every example of the split, each counted once.
@@ -98,7 +98,7 @@ class Evaluator:
         Returns:
             "eval/spectral_radius" and "eval/spectral_radius_max", mean and largest over the
             samples of the power iteration's growth per step, and "eval/spectral_radius_residual",
-            the mean of its own residual: near 0 where one real eigenvalue dominates, near 1 for a
+            the mean of its own residual: near 0 where one real eigenvalue dominates, and not for a
             complex pair. See `mdeq_jax.implicit.spectral_radius`.
         """
         batch = devices.place(next(iter(self._loader)))
@@ -113,12 +113,12 @@ class Evaluator:
         }
 
 
-def _make_spectral_radius(model, seed: int):
+def _make_spectral_radius(model, task: Task, seed: int):
     """Returns `(variables, batch) -> {"growth", "residual", "mask"}`, each `[B]`."""
 
     def radius(variables, batch):
         images, mask = (batch[name][:SPECTRAL_IMAGES] for name in ("image", "mask"))
-        injection = model.apply(variables, images, method="inject")
+        injection = model.apply(variables, task.prepare(images), method="inject")
         weights = model.apply(variables, method="cell_weights")
         spec = model.cell.spec
 

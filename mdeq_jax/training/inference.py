@@ -13,14 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.layers import resize_bilinear, upsample_nearest
 from mdeq_jax.models import CellInput, apply_cell
 from mdeq_jax.solvers import Solution
 from mdeq_jax.solvers.base import REL_EPS
 from mdeq_jax.tree import ravel_batch, sample_norm
-
-BLACK = tuple(-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD))
 
 
 class InferenceSettings(NamedTuple):
@@ -50,24 +47,24 @@ class InferenceSettings(NamedTuple):
         model, settings = config.model, config.eval
         factor = 2 ** (model.downsample_times + len(model.channels) - 1)
         scales = tuple(settings.scales)
-        if not scales or not all(scale > 0 for scale in scales):
+        numbers = all(isinstance(scale, int | float) for scale in scales)
+        if not scales or not numbers or not all(0 < scale < math.inf for scale in scales):
             raise ValueError(
                 f"eval.scales={scales} must be one or more numbers above 0; (1.0,) is the image "
                 "as it is."
             )
-        window = None if settings.window is None else tuple(settings.window)
-        stride = None if settings.stride is None else tuple(settings.stride)
+        window, stride = (_sides(settings, field) for field in ("window", "stride"))
         if window is None and stride is not None:
             raise ValueError(f"eval.stride={stride} has no effect without eval.window.")
         if window is not None:
-            if len(window) != 2 or any(side < 1 or side % factor for side in window):
+            if any(side < 1 or side % factor for side in window):
                 raise ValueError(
                     f"eval.window={window} must be (height, width), both multiples of {factor}, "
                     "which the network's scales need."
                 )
             # As the original: windows that overlap by a third.
             stride = stride or tuple(max(1, side * 2 // 3) for side in window)
-            if len(stride) != 2 or any(not 1 <= s <= w for s, w in zip(stride, window)):
+            if any(not 1 <= s <= w for s, w in zip(stride, window)):
                 raise ValueError(
                     f"eval.stride={stride} must be (down, right), each from 1 to that side of "
                     f"eval.window={window}, or pixels between the windows would be left out."
@@ -85,17 +82,49 @@ class InferenceSettings(NamedTuple):
         return len(self.scales) == 1 and not self.flip and self.window is None
 
 
+def _sides(settings, field: str) -> tuple[int, int] | None:
+    """A pair of `config.eval`, or None; "None" on the command line makes (None,) of a tuple."""
+    given = settings[field]
+    if given is None or tuple(given) == (None,):
+        return None
+    sides = tuple(given)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(
+            f"eval.{field}={sides} must be two whole numbers of pixels, down and right, or None."
+        )
+    return sides
+
+
 def pad_to_multiple(images: jax.Array, factor: int) -> jax.Array:
-    """Pads `[B, H, W, 3]` normalised images with black at the bottom and right, as in training."""
+    """Pads `[B, H, W, 3]` images at the bottom and right, by repeating their last pixels.
+
+    Not with black: a network that has seen little of it takes a black border for an object, and
+    the group norms carry it into the whole image.
+    """
     height, width = images.shape[1:3]
     rows, columns = -height % factor, -width % factor
     if not rows and not columns:
         return images
-    padding = ((0, 0), (0, rows), (0, columns), (0, 0))
-    inside = jnp.pad(jnp.ones((1, height, width, 1), bool), padding)
-    return jnp.where(
-        inside, jnp.pad(images, padding), jnp.asarray(BLACK, images.dtype)[None, None, None]
-    )
+    return jnp.pad(images, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
+
+
+def network_input(images: jax.Array, settings: InferenceSettings) -> jax.Array:
+    """Images `[B, H, W, 3]` of any size as a forward pass takes them.
+
+    At the scale nearest to 1, and padded to sides that the network can halve.
+    """
+    scaled = resize_bilinear(images, scaled_size(images.shape[1:3], settings.nearest_scale))
+    return pad_to_multiple(scaled, settings.factor)
+
+
+def image_logits(
+    logits: jax.Array, size: tuple[int, int], settings: InferenceSettings
+) -> jax.Array:
+    """Logits `[B, h, w, C]` of a `network_input`, resized bilinearly to the size of the image."""
+    height, width = scaled_size(size, settings.nearest_scale)
+    padded = tuple(side + -side % settings.factor for side in (height, width))
+    logits = resize_bilinear(logits, padded)[:, :height, :width]
+    return resize_bilinear(logits, size)
 
 
 def whole_image(
@@ -114,13 +143,10 @@ def whole_image(
     Returns:
         Logits `[B, H, W, C]`, resized bilinearly, and the model's output.
     """
-    scaled = resize_bilinear(images, scaled_size(images.shape[1:3], settings.nearest_scale))
-    padded = pad_to_multiple(scaled, settings.factor)
     start = {} if z0 is None else {"z0": z0}
-    out = model.apply(variables, padded, step_budget=step_budget, **start)
-    logits = resize_bilinear(out.logits, padded.shape[1:3])
-    logits = logits[:, : scaled.shape[1], : scaled.shape[2]]
-    return resize_bilinear(logits, images.shape[1:3]), out
+    inputs = network_input(images, settings)
+    out = model.apply(variables, inputs, step_budget=step_budget, **start)
+    return image_logits(out.logits, images.shape[1:3], settings), out
 
 
 def segment(
@@ -158,7 +184,9 @@ def segment(
     return jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)), reported
 
 
-def pixel_residual(model, variables, images: jax.Array, settings: InferenceSettings) -> jax.Array:
+def pixel_residual(
+    model, variables, images: jax.Array, settings: InferenceSettings, *, z0=None
+) -> jax.Array:
     """Where in the image the equilibrium is not yet one.
 
     |f(z) - z| over the channels of each pixel of the highest resolution. What a lower resolution
@@ -171,18 +199,17 @@ def pixel_residual(model, variables, images: jax.Array, settings: InferenceSetti
         variables: its variables.
         images: `[B, H, W, 3]`, normalised.
         settings: its scales are read.
+        z0: start of the solver, as for `whole_image`.
 
     Returns:
         `[B, h, w]`, h and w those of the padded, scaled image over 2^downsample_times.
     """
-    scale = settings.nearest_scale
-    scaled = resize_bilinear(images, scaled_size(images.shape[1:3], scale))
-    injection = model.apply(variables, pad_to_multiple(scaled, settings.factor), method="inject")
+    injection = model.apply(variables, network_input(images, settings), method="inject")
     weights = model.apply(variables, method="cell_weights")
-    x, z0 = CellInput(injection), model.zero_state(injection)
+    x, start = CellInput(injection), model.zero_state(injection) if z0 is None else z0
     f = partial(apply_cell, model.cell.spec)
-    _, solution = model.solve(f, weights, x, z0)
-    z = ravel_batch(z0)[1](solution.z)
+    _, solution = model.solve(f, weights, x, start)
+    z = ravel_batch(start)[1](solution.z)
     fz = f(weights, z, x)
     squares = sum(
         upsample_nearest(jnp.sum(jnp.square(a - b), axis=-1, keepdims=True), 2**i) / 4**i

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mdeq_jax.data import LabelClass
+from mdeq_jax.data.files import IMAGE_SUFFIXES
 from mdeq_jax.viz.segmentation import Row, colorize, contact_sheet, overlay
 
 
@@ -38,7 +39,9 @@ class Pictures:
             ValueError: another picture has the same name.
         """
         relative = Path(file)
-        name = relative.stem.removesuffix("_leftImg8bit")
+        # The id of an example of a prepared data set may hold a dot, but has no suffix.
+        name = relative.stem if relative.suffix.lower() in IMAGE_SUFFIXES else relative.name
+        name = name.removesuffix("_leftImg8bit")
         key = str(relative.with_name(name))
         if key in self._names:
             raise ValueError(

@@ -1,18 +1,22 @@
 """Classes of the images of a folder, as a CSV file."""
 
 import csv
+from itertools import islice
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mdeq_jax.data import load_dataset
+from mdeq_jax.data.images import ExampleError
 from mdeq_jax.data.unlabelled import list_folder, read_for_evaluation
 from mdeq_jax.models import build_model
 from mdeq_jax.solvers import Status
 from mdeq_jax.training.checks import check_data
 from mdeq_jax.training.evaluation import load_checkpoint
+from mdeq_jax.training.segmentation import check_settings
 
 COLUMNS = ("file", "class", "name", "probability", "solver_steps", "rel_residual", "converged")
 
@@ -21,6 +25,8 @@ def predict_classes(
     config, workdir: str | Path, folder: str | Path, output: Path, *, checkpoint: str = "latest"
 ) -> int:
     """Classifies every image of `folder` and writes one line each to the CSV file `output`.
+
+    With `data.on_error="skip"` damaged images are reported and left out.
 
     Columns: "file"; "class" and "name" of the likeliest class; its "probability" in [0, 1]; and of
     the equilibrium "solver_steps", "rel_residual" and "converged" (1 or 0). Runs on one device.
@@ -40,6 +46,7 @@ def predict_classes(
         FileNotFoundError: there is no checkpoint, folder or image.
         ValueError: settings that do not fit the checkpoint, or an image that cannot be read.
     """
+    check_settings(config)
     model = build_model(config)
     variables, _ = load_checkpoint(config, Path(workdir), model, checkpoint)
     dataset = load_dataset(config.data)
@@ -53,15 +60,16 @@ def predict_classes(
         solution = out.solution
         return jax.nn.softmax(out.logits), solution.steps, solution.rel_residual, solution.status
 
+    count, examples = 0, _readable(paths, dataset, config.data.on_error)
     with output.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            images = np.stack([read_for_evaluation(path, dataset) for path in batch])
+        while batch := list(islice(examples, batch_size)):
+            count += len(batch)
+            images = np.stack([image for _, image in batch])
             padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
             results = jax.device_get(predict(jnp.asarray(np.pad(images, padding))))
-            for path, probabilities, steps, residual, status in zip(batch, *results):
+            for (path, _), probabilities, steps, residual, status in zip(batch, *results):
                 best = int(np.argmax(probabilities))
                 writer.writerow(
                     (
@@ -74,4 +82,17 @@ def predict_classes(
                         int(status == Status.CONVERGED),
                     )
                 )
-    return len(paths)
+    return count
+
+
+def _readable(paths, dataset, on_error):
+    """Yields path and image; damaged ones are errors, or are skipped."""
+    for path in paths:
+        try:
+            image = read_for_evaluation(path, dataset)
+        except ExampleError as error:
+            if on_error != "skip":
+                raise
+            logging.warning("skipped an image: %s", error)
+            continue
+        yield path, image

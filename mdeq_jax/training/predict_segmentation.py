@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from mdeq_jax.data import IGNORE_LABEL, load_dataset
@@ -18,6 +19,13 @@ from mdeq_jax.viz.segmentation import Row
 
 COMPARED = 10  # frames that are solved from zero too, to tell what the warm start saves
 SHEET_ROWS = 4
+COMPARISON = (
+    "nfe_warm",
+    "nfe_from_zero",
+    "nfe_warm_to_same",
+    "rel_residual_warm",
+    "rel_residual_from_zero",
+)
 COLUMNS = ("file", "nfe", "rel_residual", "converged", "warm_start", "nfe_from_zero")
 
 
@@ -94,8 +102,9 @@ def predict_folder(
 
     They are taken in the order of their names. With `eval.warm_start` the solve of each starts
     from the equilibrium of the one before, where that has the same size: for the frames of one
-    video. The first `COMPARED` of those are solved from zero as well, to tell what it saves.
-    Writes what `save_predictions` writes, and `predictions.csv` (`COLUMNS`).
+    video; scales, mirroring and windows do without. The first `COMPARED` of those are solved from
+    zero as well, to tell what it saves. With `data.on_error="skip"` damaged pictures are reported
+    and left out. Writes what `save_predictions` writes, and `predictions.csv` (`COLUMNS`).
 
     Args:
         config: a config of the network; the data themselves are not needed.
@@ -106,24 +115,30 @@ def predict_folder(
 
     Returns:
         "images", "nfe" (mean), and of the frames solved both ways "compared", "nfe_warm",
-        "nfe_from_zero", "rel_residual_warm" and "rel_residual_from_zero" (means; NaN without any).
+        "nfe_from_zero", "rel_residual_warm", "rel_residual_from_zero" and "nfe_warm_to_same", to
+        the residual that the solve from zero ended with (means; NaN without any).
 
     Raises:
         FileNotFoundError: there is no such checkpoint, folder, picture or video.
         ValueError: settings that do not fit the checkpoint, or a picture that cannot be read.
     """
     segmenter = Segmenter(config, workdir, checkpoint)
+    frames = read_frames(source, config.data.on_error)
     pictures = Pictures(out_dir, segmenter.classes)
-    frames = read_frames(source)
     shown = set(np.linspace(0, frames.count - 1, SHEET_ROWS).astype(int).tolist())
     warm = config.eval.warm_start and segmenter.settings.is_plain
+    if config.eval.warm_start and not warm:
+        logging.warning(
+            "Every picture is solved from zero: eval.warm_start takes one scale, without "
+            "eval.flip and eval.window."
+        )
     nfe, both = [], []
     with (Path(out_dir) / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         steps = predict_all(segmenter, frames.frames, warm)
         bar = tqdm(steps, total=frames.count, unit="image", dynamic_ncols=True)
-        for index, (frame, prediction, started_warm, cold) in enumerate(bar):
+        for index, (frame, prediction, start, cold) in enumerate(bar):
             name = pictures.write(frame.name, frame.image, prediction.classes)
             writer.writerow(
                 (
@@ -131,32 +146,41 @@ def predict_folder(
                     prediction.nfe,
                     f"{prediction.rel_residual:.3e}",
                     int(prediction.converged),
-                    int(started_warm),
+                    int(start is not None),
                     "" if cold is None else cold.nfe,
                 )
             )
             nfe.append(prediction.nfe)
             if cold is not None:
-                both.append((prediction.nfe, cold.nfe, prediction.rel_residual, cold.rel_residual))
+                both.append(
+                    {
+                        "nfe_warm": prediction.nfe,
+                        "nfe_from_zero": cold.nfe,
+                        "rel_residual_warm": prediction.rel_residual,
+                        "rel_residual_from_zero": cold.rel_residual,
+                        "nfe_warm_to_same": prediction.nfe_to(cold.rel_residual),
+                    }
+                )
             if index in shown:
-                caption = f"NFE {prediction.nfe}{', warm start' if started_warm else ''}"
-                pictures.show(_row(segmenter, name, frame.image, prediction, caption))
+                caption = f"NFE {prediction.nfe}{'' if start is None else ', warm start'}"
+                pictures.show(_row(segmenter, name, frame.image, prediction, caption, start=start))
+    if not nfe:
+        raise ValueError(f"{source}: none of its {frames.count} pictures can be read.")
     pictures.close(f"{config.name}, step {segmenter.step:,}: {source}")
-    means = np.mean(both, axis=0) if both else np.full(4, np.nan)
     return {
         "images": len(nfe),
         "nfe": float(np.mean(nfe)),
         "compared": len(both),
-        "nfe_warm": float(means[0]),
-        "nfe_from_zero": float(means[1]),
-        "rel_residual_warm": float(means[2]),
-        "rel_residual_from_zero": float(means[3]),
+        **{
+            name: float(np.mean([row[name] for row in both])) if both else float("nan")
+            for name in COMPARISON
+        },
     }
 
 
 def predict_all(
     segmenter: Callable, frames: Iterator[Frame], warm: bool
-) -> Iterator[tuple[Frame, Prediction, bool, Prediction | None]]:
+) -> Iterator[tuple[Frame, Prediction, tuple | None, Prediction | None]]:
     """Segments pictures one after the other.
 
     Args:
@@ -165,8 +189,8 @@ def predict_all(
         warm: start each solve from the last equilibrium, where that is of the same size.
 
     Yields:
-        The picture, its prediction, whether that started warm, and for the first `COMPARED` of
-        those the prediction from zero (else None).
+        The picture, its prediction, what that started from (None: zero), and for the first
+        `COMPARED` that did not start from zero the prediction from there (else None).
     """
     z_star, size, compared = None, None, itertools.count()
     for frame in frames:
@@ -175,11 +199,13 @@ def predict_all(
         size, cold = frame.image.shape, None
         if start is not None and next(compared) < COMPARED:
             cold, _ = segmenter(frame.image)
-        yield frame, prediction, start is not None, cold
+        yield frame, prediction, start, cold
 
 
-def _row(segmenter, name, image, prediction: Prediction, caption: str, truth=None) -> Row:
-    residual = segmenter.residual(image)
+def _row(
+    segmenter, name, image, prediction: Prediction, caption: str, truth=None, start=None
+) -> Row:
+    residual = segmenter.residual(image, start)
     return Row(name, image, truth, prediction.classes, prediction.confidence, residual, caption)
 
 
@@ -187,11 +213,12 @@ def describe_prediction(figures: dict[str, float]) -> str:
     """The figures of `predict_folder` in a line or two."""
     text = f"{figures['images']:,} images, NFE {figures['nfe']:.1f} an image."
     if figures["compared"]:
-        saved = 1 - figures["nfe_warm"] / figures["nfe_from_zero"]
+        saved = 1 - figures["nfe_warm_to_same"] / figures["nfe_from_zero"]
         text += (
-            f" Warm start, over {figures['compared']} frames solved both ways: NFE "
-            f"{figures['nfe_warm']:.1f}, residual {figures['rel_residual_warm']:.1e}; from zero "
-            f"{figures['nfe_from_zero']:.1f}, {figures['rel_residual_from_zero']:.1e}: "
+            f"\nOver {figures['compared']} frames solved both ways: from zero NFE "
+            f"{figures['nfe_from_zero']:.1f}, residual {figures['rel_residual_from_zero']:.1e}; "
+            f"warm start NFE {figures['nfe_warm']:.1f}, {figures['rel_residual_warm']:.1e}. To the "
+            f"residual of the solve from zero it takes {figures['nfe_warm_to_same']:.1f}: "
             f"{100 * saved:.0f} % of the evaluations saved."
         )
     return text

@@ -11,7 +11,12 @@ from mdeq_jax.data.classes import evaluated
 from mdeq_jax.layers import resize_bilinear
 from mdeq_jax.models.build import BATCH_AXIS
 from mdeq_jax.training.confusion import confusion_matrix, scores
-from mdeq_jax.training.inference import InferenceSettings, segment
+from mdeq_jax.training.inference import (
+    InferenceSettings,
+    image_logits,
+    network_input,
+    segment,
+)
 from mdeq_jax.training.segmentation_losses import (
     global_mean,
     hard_pixels,
@@ -30,6 +35,7 @@ _SEGMENTATION_FIELDS = (
     ("eval", "flip", False),
     ("eval", "window", None),
     ("eval", "stride", None),
+    ("eval", "warm_start", True),
 )
 
 
@@ -86,7 +92,15 @@ def segmentation(config) -> Task:
             **scores(sums["confusion"], names),
         }
 
-    return Task(loss, figures, summarize, "miou", partial(_infer, settings))
+    return Task(
+        loss,
+        figures,
+        summarize,
+        "miou",
+        infer=partial(_infer, settings),
+        prepare=lambda images: network_input(images, settings),
+        restore=lambda logits, images: image_logits(logits, images.shape[1:3], settings),
+    )
 
 
 def _infer(settings, model, variables, images, step_budget=None):
@@ -122,13 +136,14 @@ def class_weights(train, num_classes: int) -> tuple[float, ...] | None:
                 "number a class, or None."
             )
         given = _NAMED_WEIGHTS[given]
-    weights = tuple(float(weight) for weight in given)
-    if len(weights) != num_classes or not all(weight > 0 for weight in weights):
+    weights = tuple(given) if isinstance(given, list | tuple) else (given,)
+    numbers = all(isinstance(weight, int | float) for weight in weights)
+    if len(weights) != num_classes or not numbers or not all(w > 0 for w in weights):
         raise ValueError(
             f"train.class_weights={train.class_weights!r} stands for {weights}, but must be one "
             f"number above 0 for each of the {num_classes} classes (model.num_classes)."
         )
-    return weights
+    return tuple(float(weight) for weight in weights)
 
 
 def check_settings(config) -> None:

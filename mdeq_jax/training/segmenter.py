@@ -32,6 +32,8 @@ class Prediction(NamedTuple):
         nfe: evaluations of the cell.
         rel_residual: of the equilibrium.
         converged: whether it reached `tol`.
+        steps: solver step that gave the equilibrium; 0 is the start.
+        rel_trace: `[max_steps]` relative residual after each step, NaN once the solve had ended.
     """
 
     classes: np.ndarray
@@ -39,6 +41,15 @@ class Prediction(NamedTuple):
     nfe: int
     rel_residual: float
     converged: bool
+    steps: int
+    rel_trace: np.ndarray
+
+    def nfe_to(self, rel_residual: float) -> int:
+        """Evaluations after which the residual was at most this; all of them if it never was."""
+        if self.steps == 0 and self.rel_residual <= rel_residual:
+            return 1
+        reached = np.flatnonzero(self.rel_trace <= rel_residual)
+        return int(reached[0]) + 2 if reached.size else self.nfe
 
 
 class Segmenter:
@@ -70,7 +81,10 @@ class Segmenter:
 
         def finish(logits, solution, z_star):
             probabilities = jax.nn.softmax(logits[0])
-            report = (solution.nfe, solution.rel_residual[0], solution.status[0])
+            report = jax.tree.map(
+                lambda x: x[0], (solution.rel_residual, solution.status, solution.steps)
+            )
+            report = (solution.nfe, *report, solution.rel_trace[:, 0])
             best = jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1)
             return (*best, *report), z_star
 
@@ -100,26 +114,29 @@ class Segmenter:
             (classes, confidence, *report), z_star = self._plain(self._variables, images, z0)
         else:
             (classes, confidence, *report), z_star = self._any(self._variables, images)
-        nfe, residual, status = jax.device_get(report)
+        nfe, residual, status, steps, trace = jax.device_get(report)
         prediction = Prediction(
             np.asarray(classes),
             np.asarray(confidence),
             int(nfe),
             float(residual),
             bool(status == Status.CONVERGED),
+            int(steps),
+            trace,
         )
         return prediction, z_star
 
-    def residual(self, image: np.ndarray) -> np.ndarray:
+    def residual(self, image: np.ndarray, z0=None) -> np.ndarray:
         """The relative residual of the equilibrium at each pixel, without padding.
 
-        See `pixel_residual`; `[h, w]` at the network's highest resolution.
+        See `pixel_residual`; `[h, w]` at the network's highest resolution. `z0` is that of the
+        prediction.
         """
         height, width = (
             -(-side // self._stride)
             for side in scaled_size(image.shape[:2], self.settings.nearest_scale)
         )
-        residual = np.asarray(self._residual(self._variables, normalized(image)))
+        residual = np.asarray(self._residual(self._variables, normalized(image), z0=z0))
         return residual[0, :height, :width]
 
 
@@ -132,14 +149,22 @@ def class_table(config) -> tuple[LabelClass, ...]:
     """The classes of `config.data.name`, in the order of their train ids.
 
     Raises:
-        ValueError: the network or the data set is not for segmentation.
+        ValueError: the network or the data set is not for segmentation, or they differ in their
+            number of classes.
     """
     if config.model.name != "mdeq_segmenter" or config.data.name not in CLASS_TABLES:
         raise ValueError(
             f"Pictures of segmentations need model.name='mdeq_segmenter' and a data.name of "
             f"{sorted(CLASS_TABLES)}; got {config.model.name!r} and {config.data.name!r}."
         )
-    return evaluated(CLASS_TABLES[config.data.name])
+    classes = evaluated(CLASS_TABLES[config.data.name])
+    if len(classes) != config.model.num_classes:
+        raise ValueError(
+            f"model.num_classes={config.model.num_classes}, but {config.data.name} has "
+            f"{len(classes)} classes: set data.name to the data set that the network was trained "
+            f"on, one of {sorted(CLASS_TABLES)}."
+        )
+    return classes
 
 
 def denormalized(image: np.ndarray) -> np.ndarray:

@@ -20,6 +20,8 @@ class Task(NamedTuple):
         headline: the number by which the best checkpoint is chosen; the higher the better.
         infer: (model, variables, images, step_budget) -> (logits, solution): the forward pass of
             evaluation.
+        prepare: images -> images as one forward pass of the network takes them in evaluation.
+        restore: (logits of such a pass, images) -> logits at the size of the images.
     """
 
     loss: Callable[[jax.Array, dict], jax.Array]
@@ -27,3 +29,5 @@ class Task(NamedTuple):
     summarize: Callable[[dict], dict[str, float]]
     headline: str
     infer: Callable[..., tuple[jax.Array, Solution]]
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images
+    restore: Callable[[jax.Array, jax.Array], jax.Array] = lambda logits, images: logits

@@ -43,11 +43,11 @@ class MetricsWriter:
         """Appends one object with a "step", its numbers that are not finite as null."""
         if not hosts.is_main():
             return
-        finite = {name: value if _is_finite(value) else None for name, value in metrics.items()}
+        figures = finite(metrics)
         with self._path.open("a") as file:
-            file.write(json.dumps(finite, allow_nan=False) + "\n")
+            file.write(json.dumps(figures, allow_nan=False) + "\n")
         if self._tensorboard is not None:
-            for name, value in finite.items():
+            for name, value in figures.items():
                 if isinstance(value, int | float) and name != "step":
                     self._tensorboard.add_scalar(name, value, metrics["step"])
 
@@ -63,8 +63,18 @@ class MetricsWriter:
         self.close()
 
 
-def _is_finite(value) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+def finite(metrics: dict) -> dict:
+    """The figures as JSON can tell them: None for what is not finite, in dicts inside too.
+
+    A class that does not occur has no intersection over union, for example.
+    """
+    return {name: _jsonable(value) for name, value in metrics.items()}
+
+
+def _jsonable(value):
+    if isinstance(value, dict):
+        return finite(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: str) -> float:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 Color = tuple[int, int, int]
 
@@ -99,12 +100,16 @@ def contact_sheet(
     figure = Figure(
         figsize=(3 * len(headings), (height + 0.25) * len(rows) + 0.9), layout="constrained"
     )
-    figure.suptitle(title, fontsize=11)
-    grid = figure.subplots(len(rows), len(headings), squeeze=False)
+    figure.suptitle(title, fontsize=13)
+    # The last row holds the legend and the colour bars, so that all panels are of one size.
+    grid = figure.add_gridspec(
+        len(rows) + 1, len(headings), height_ratios=[*([height] * len(rows)), 0.12]
+    )
     logarithms = [np.log10(np.maximum(row.residual, 1e-12)) for row in rows]
     low, high = np.quantile(np.concatenate([x.ravel() for x in logarithms]), (0.01, 0.99))
 
-    for axes, row, logarithm in zip(grid, rows, logarithms):
+    for i, (row, logarithm) in enumerate(zip(rows, logarithms)):
+        axes = [figure.add_subplot(grid[i, j]) for j in range(len(headings))]
         panels = [row.image]
         if with_truth:
             blank = np.full(row.prediction.shape, -1)
@@ -114,24 +119,30 @@ def contact_sheet(
             axis.imshow(panel, interpolation="nearest")
         certain = axes[-2].imshow(row.confidence, cmap="viridis", vmin=0, vmax=1)
         residual = axes[-1].imshow(logarithm, cmap="magma", vmin=low, vmax=max(high, low + 1e-3))
-        axes[0].set_ylabel(row.name, fontsize=8)
-        axes[len(panels) - 1].set_xlabel(row.caption, fontsize=8)
-        for axis in axes:
+        axes[0].set_ylabel(row.name, fontsize=9)
+        axes[len(panels) - 1].set_xlabel(row.caption, fontsize=9)
+        for axis, heading in zip(axes, headings):
             axis.set_xticks([])
             axis.set_yticks([])
-    for axis, heading in zip(grid[0], headings):
-        axis.set_title(heading, fontsize=9)
-    figure.colorbar(certain, ax=grid[:, -2], orientation="horizontal", pad=0.02, aspect=30)
-    bar = figure.colorbar(residual, ax=grid[:, -1], orientation="horizontal", pad=0.02, aspect=30)
-    bar.ax.xaxis.set_major_formatter(lambda x, _: f"{10**x:.0e}")
-    bar.ax.tick_params(labelsize=7)
+            if i == 0:
+                axis.set_title(heading, fontsize=11)
+    for column, image in ((-2, certain), (-1, residual)):
+        place = figure.add_subplot(grid[-1, column])
+        bar = figure.colorbar(image, cax=place, orientation="horizontal")
+        bar.ax.tick_params(labelsize=8)
+    bar.ax.xaxis.set_major_locator(MaxNLocator(4))
+    bar.ax.xaxis.set_major_formatter(lambda x, _: f"{10**x:.1e}".replace("e-0", "e-"))
+    entries = [*zip(class_names, colors, strict=True)]
+    if with_truth:
+        entries.append(("not labelled", (0, 0, 0)))
     figure.legend(
         handles=[
             Patch(facecolor=np.array(color) / 255, edgecolor="grey", linewidth=0.5, label=name)
-            for name, color in zip(class_names, colors, strict=True)
+            for name, color in entries
         ],
-        loc="outside lower left",
-        ncols=min(len(class_names), 11),
-        fontsize=8,
+        loc="outside lower center",
+        ncols=min(len(entries), 12),
+        frameon=False,
+        fontsize=10,
     )
     figure.savefig(path, dpi=dpi)

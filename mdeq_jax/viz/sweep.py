@@ -5,13 +5,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 
-def plot_sweep(path: Path, sweep: dict[int, dict], headline: str, title: str) -> None:
+def plot_sweep(path: Path, sweep: dict[int, dict], headline: str, label: str, title: str) -> None:
     """Draws the headline figure and the median residual of evaluations with few to many steps.
 
     Args:
         path: PNG file to write.
         sweep: number of forward solver steps -> figures of an evaluation.
-        headline: name of the figure, e.g. "accuracy".
+        headline: name of the figure, e.g. "top5_accuracy".
+        label: the same to read.
         title: of the whole figure.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -19,7 +20,7 @@ def plot_sweep(path: Path, sweep: dict[int, dict], headline: str, title: str) ->
     left, right = figure.subplots(1, 2)
     steps = list(sweep)
     left.plot(steps, [100 * sweep[n][f"eval/{headline}"] for n in steps], marker="o")
-    left.set_ylabel(f"{headline.replace('_', ' ')} (%)")
+    left.set_ylabel(f"{label} (%)")
     right.plot(steps, [sweep[n]["eval/rel_residual"] for n in steps], marker="o", label="median")
     right.plot(steps, [sweep[n]["eval/rel_residual_p90"] for n in steps], marker=".", label="90 %")
     right.set_yscale("log")

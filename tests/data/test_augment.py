@@ -126,6 +126,9 @@ def test_pad_and_crop():
     assert padded.shape == (16, 20, 3)
     np.testing.assert_array_equal(padded[:10], image)
     assert not padded[10:].any()
+    repeated = augment.pad_to(image, 12, 23, value=None)
+    np.testing.assert_array_equal(repeated[10:, :20], np.stack([image[9], image[9]]))
+    np.testing.assert_array_equal(repeated[:, 20:], np.repeat(repeated[:, 19:20], 3, axis=1))
     assert (augment.pad_to(label, 16, 16, value=255)[10:] == 255).all()
     np.testing.assert_array_equal(augment.center_crop(image, 4, 10), image[3:7, 5:15])
 

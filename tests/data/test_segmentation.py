@@ -87,6 +87,8 @@ def test_without_augmentation_the_middle():
 def test_evaluation_pads_whole_images():
     image, label = transform(size=(64, 64), train=False)(coded_record(), None)
     assert image.shape == (64, 64, 3)
+    np.testing.assert_array_equal(image[36:], np.broadcast_to(image[35:36], (28, 64, 3)))
+    np.testing.assert_array_equal(image[:, 48:], np.broadcast_to(image[:, 47:48], (64, 16, 3)))
     assert (label[36:] == IGNORE_LABEL).all() and (label[:36, :48] != IGNORE_LABEL).all()
     with pytest.raises(ValueError, match=r"a.png: its size is \(36, 48\), larger than"):
         transform(size=(32, 64), train=False)(coded_record(), None)
@@ -164,6 +166,13 @@ def test_whole_images_of_different_sizes(load, camvid_like):
     assert [b["image"].shape[1] for b in EvalLoader(load(), 1)] == [36, 30, 36]
 
 
+def test_size_of_whole_images(load):
+    assert next(iter(EvalLoader(load(eval_image_size=(None,)), 1)))["label"].shape == (1, 36, 48)
+    for size in ((64,), (64, 0), (64, 64.0)):
+        with pytest.raises(ValueError, match=r"eval_image_size is \(64.*must be \(height, width\)"):
+            load(eval_image_size=size)
+
+
 def test_bad_config(load):
     with pytest.raises(ValueError, match="eval_split is 'train', but must be 'val' or 'test'"):
         load(eval_split="train")
@@ -190,6 +199,14 @@ def official_cityscapes(root: pathlib.Path):
             write(root / f"leftImg8bit/{split}/ulm/{stem}_leftImg8bit.png", image)
             write(root / f"gtFine/{split}/ulm/{stem}_gtFine_labelIds.png", encode(".png", labels))
     return labels
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere"])
+def test_cityscapes_that_is_not_there(data_config, folder):
+    """Both layouts are named."""
+    message = r"(?s)cityscapes/semantic_segmentation.*folder that holds leftImg8bit and gtFine"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_dataset(data_config(name="cityscapes", data_dir=folder, image_size=(32, 32)))
 
 
 def test_cityscapes_from_the_official_folders(data_config, tmp_path):

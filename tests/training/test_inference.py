@@ -11,9 +11,12 @@ import pytest
 from configs import default
 from mdeq_jax.data import augment
 from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD
+from mdeq_jax.layers import resize_bilinear
 from mdeq_jax.solvers import Solution
 from mdeq_jax.training.inference import (
     InferenceSettings,
+    image_logits,
+    network_input,
     pad_to_multiple,
     segment,
     windows,
@@ -132,13 +135,13 @@ def test_with_windows_the_report_is_of_the_worst():
     assert solution.nfe == 9
 
 
-def test_padding_is_black_and_at_the_bottom_and_right():
-    images = as_images(color_map(13, 16, seed=0))
+def test_padding_repeats_the_last_pixels_at_the_bottom_and_right():
+    images = as_images(color_map(13, 15, seed=0))
     padded = pad_to_multiple(images, FACTOR)
     assert padded.shape == (2, 16, 16, 3)
-    np.testing.assert_array_equal(padded[:, :13], images)
-    black = normalized(np.zeros((1, 1, 3), np.uint8))
-    np.testing.assert_allclose(padded[:, 13:], np.broadcast_to(black, (2, 3, 16, 3)), rtol=1e-6)
+    np.testing.assert_array_equal(padded[:, :13, :15], images)
+    np.testing.assert_array_equal(padded[:, 13:, :15], np.repeat(images[:, 12:], 3, axis=1))
+    np.testing.assert_array_equal(padded[:, :, 15:], padded[:, :, 14:15])
 
 
 @pytest.mark.parametrize("size", [(10, 31), (24, 40), (40, 16)])
@@ -156,6 +159,10 @@ def test_windows_cover_every_pixel_and_lie_inside(size):
 BAD = [
     ({"scales": ()}, r"eval\.scales=\(\) must be one or more numbers above 0"),
     ({"scales": (1.0, -1.0)}, r"eval\.scales=\(1\.0, -1\.0\) must be"),
+    ({"scales": (float("inf"),)}, r"eval\.scales=\(inf,\) must be"),
+    ({"scales": ("half",)}, r"eval\.scales=\('half',\) must be"),
+    ({"window": (16,)}, r"eval\.window=\(16,\) must be two whole numbers of pixels"),
+    ({"window": (16, 16), "stride": (8.0, 8)}, r"eval\.stride=\(8\.0, 8\) must be two whole"),
     ({"stride": (8, 8)}, "no effect without eval.window"),
     (
         {"window": (16, 20)},
@@ -180,3 +187,22 @@ def test_stride_is_two_thirds_of_the_window():
     config.eval.window = (24, 48)
     settings = InferenceSettings.from_config(config)
     assert (settings.factor, settings.stride) == (8, (16, 32))
+
+
+def test_none_on_the_command_line_is_none():
+    config = default.get_config()
+    config.eval.window = config.eval.stride = (None,)  # what absl's flags make of it
+    assert InferenceSettings.from_config(config).is_plain
+
+
+def test_what_the_network_sees_and_back():
+    """Scaled, then padded to what it can halve; logits come back without the padding."""
+    classes = color_map(36, 52, seed=2, block=6)
+    settings = InferenceSettings(FACTOR, scales=(0.5, 3.0))
+    inputs = network_input(as_images(classes), settings)
+    assert inputs.shape == (2, 24, 32, 3)
+    half = resize_bilinear(as_images(classes), (18, 26))
+    np.testing.assert_array_equal(inputs[:, :18, :26], half)
+    logits = image_logits(ColorModel().apply({}, inputs).logits, (36, 52), settings)
+    right = jnp.argmax(logits, axis=-1) == classes
+    assert logits.shape == (2, 36, 52, len(PALETTE)) and right.mean() > 0.8

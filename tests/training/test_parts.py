@@ -1,6 +1,7 @@
 """Losses, schedules, optimisers and reports on their own."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,12 @@ import pytest
 
 from configs import default
 from mdeq_jax.training.losses import correct_top_k, cross_entropy
-from mdeq_jax.training.report import summarize
+from mdeq_jax.training.report import describe_evaluation, summarize
 from mdeq_jax.training.schedules import jacobian_weight, learning_rate
 from mdeq_jax.training.state import build_optimizer
 from mdeq_jax.training.step import Report
 from mdeq_jax.training.tasks import build_task
-from mdeq_jax.training.writers import MetricsWriter
+from mdeq_jax.training.writers import MetricsWriter, finite
 
 
 def train_settings(**fields):
@@ -164,3 +165,20 @@ def test_metrics_file_drops_what_will_be_done_again(tmp_path):
         writer.write({"step": 15, "new": float("nan")})
     steps = [json.loads(line) for line in path.read_text().splitlines()]
     assert steps == [{"step": 5}, {"step": 10}, {"step": 15, "new": None}]
+
+
+def test_figures_as_json_has_them():
+    """A sweep holds the figures of each number of steps."""
+    figures = {"miou": 0.5, "iou/bus": math.nan, "sweep": {1: {"iou/bus": math.inf, "nfe": 2}}}
+    expected = {"miou": 0.5, "iou/bus": None, "sweep": {1: {"iou/bus": None, "nfe": 2}}}
+    assert finite(figures) == expected
+
+
+def test_line_of_an_evaluation():
+    metrics = dict(loss=0.5, nfe=8.0, rel_residual=1e-3, rel_residual_p90=2e-3, unconverged=0.25)
+    metrics |= dict(accuracy=0.5, miou=0.25, pixel_accuracy=0.75)
+    metrics = {f"eval/{name}": value for name, value in metrics.items()}
+    rest = "  loss 0.5000  NFE 8.0  residual 1.0e-03 (90 %: 2.0e-03, 25.0 % not converged)"
+    assert describe_evaluation(metrics, "accuracy") == f"accuracy 50.00 %{rest}"
+    pixels = "mIoU 25.00 %  pixel accuracy 75.00 %"
+    assert describe_evaluation(metrics, "miou") == pixels + rest
