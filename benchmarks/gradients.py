@@ -7,7 +7,7 @@
 The gradient is that of the mean loss of evaluation examples with respect to the parameters of stem
 and cell. The exact one is computed in float64 from an equilibrium and an adjoint equation that are
 solved to 1e-11; the others in float32 with the solvers of the config. Writes NAME.json to
-`--output`, and gradients.png of all such files there.
+`--output`, and a picture of all such files there to `--plot`.
 """
 
 import functools
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdeq_jax.convert import convert_state_dict, load_torch_file
@@ -192,34 +192,47 @@ def table(rows: list) -> str:
 
 
 def plot(path: Path, reports: list) -> None:
-    """Relative error against time, one panel a network."""
+    """Relative error and direction against time: one column a network, one marker a gradient."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5 * len(reports), 5), layout="constrained")
-    for axis, report in zip(np.atleast_1d(figure.subplots(1, len(reports))), reports):
+    figure = Figure(figsize=(2 + 5 * len(reports), 8), layout="constrained")
+    panels = figure.subplots(2, len(reports), squeeze=False, sharex="col")
+    styles = [(f"C{i % 10}", "o" if i < 10 else "s") for i in range(len(CANDIDATES))]
+    for (top, bottom), report in zip(panels.T, reports):
         rows = report["rows"]
-        for row in rows:
-            point = row["seconds"] / rows[0]["seconds"], row["relative_error"]
-            axis.scatter(*point, s=20 + 60 * row["memory_bytes"] / rows[0]["memory_bytes"])
-            axis.annotate(
-                row["gradient"], point, xytext=(6, 4), textcoords="offset points", fontsize=8
-            )
-        axis.set_yscale("log")
-        axis.set_xlim(left=0)
-        axis.set_xlabel(f"time of loss and gradient, that of {rows[0]['gradient']} = 1")
-        axis.set_ylabel("relative error of the gradient")
-        axis.set_title(
-            f"{report['name']}: {report['examples']} examples, {report['device']}\n"
-            "(area: temporary memory)",
+        for row, (colour, marker) in zip(rows, styles):
+            seconds = row["seconds"] / rows[0]["seconds"]
+            area = 20 + 60 * row["memory_bytes"] / rows[0]["memory_bytes"]
+            style = {"s": area, "color": colour, "marker": marker, "alpha": 0.7}
+            top.scatter(seconds, row["relative_error"], label=row["gradient"], **style)
+            bottom.scatter(seconds, max(1 - row["cosine"], 1e-8), **style)
+        top.set_title(
+            f"{report['name']}: {report['examples']} evaluation images\n{report['device']}",
             fontsize=10,
         )
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+        bottom.set_xlabel(f"time of loss and gradient, that of {rows[0]['gradient']!r} = 1")
+        bottom.set_xlim(left=0)
+        for axis, label in (
+            (top, "relative error |g - exact| / |exact|"),
+            (bottom, "1 - cosine between g and the exact gradient"),
+        ):
+            axis.set_yscale("log")
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.3)
+    figure.suptitle(
+        "Gradients of trained networks beside the exact one (float64, tight solves)\n"
+        "lower is better, left is faster; the larger the marker, the more temporary memory"
+    )
+    legend = figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center")
+    for handle in legend.legend_handles:
+        handle.set_sizes([50])
+    figure.savefig(path, dpi=110)
 
 
 def main(argv) -> None:
     """Measures, prints the table, writes the files."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_enable_x64", True)
     config, output = _CONFIG.value, Path(_OUTPUT.value)
     problem = load_problem(
@@ -244,9 +257,10 @@ def main(argv) -> None:
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{config.name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    reports = [json.loads(path.read_text()) for path in sorted(output.glob("*.json"))]
-    plot(output / "gradients.png", reports)
-    print(f"Wrote {output / config.name}.json and {output / 'gradients.png'}.")
+    reports = [json.loads(path.read_text()) for path in sorted(output.glob("*.json"), reverse=True)]
+    picture = Path(_PLOT.value or output / "gradients.png")
+    plot(picture, reports)
+    print(f"Wrote {output / config.name}.json and {picture}.")
 
 
 if __name__ == "__main__":
@@ -257,5 +271,6 @@ if __name__ == "__main__":
     _EXACT_STEPS = flags.DEFINE_integer("exact_steps", 150, "Most steps of the exact solves.")
     _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions; the median is told.")
     _OUTPUT = flags.DEFINE_string("output", "runs/gradients", "Folder for the results.")
+    _PLOT = flags.DEFINE_string("plot", "", "Picture to write; by default OUTPUT/gradients.png.")
     flags.mark_flag_as_required("config")
     app.run(main)
