@@ -10,7 +10,7 @@ import pytest
 from networks import SMALL_MODELS, small_config
 
 from mdeq_jax.convert import convert_state_dict, export_state_dict, load_torch_file
-from mdeq_jax.implicit import jacobian_loss
+from mdeq_jax.implicit import jacobian_loss, spectral_radius
 from mdeq_jax.models import CellInput, apply_cell, build_model
 from mdeq_jax.solvers import anderson, broyden
 from mdeq_jax.tree import ravel_batch
@@ -140,6 +140,48 @@ def test_one_application_of_the_cell(network, pieces):
 
 def test_jacobian_figure(network, pieces):
     network.assert_close(pieces[2], "jac_loss_for_v")
+
+
+def test_spectral_radius(network):
+    """Equal where the power iteration converges; else a value that the original's may take too.
+
+    The original tells the Rayleigh quotient of the last of 400 vectors. It starts from random
+    numbers of its own, which matters only where a complex pair of eigenvalues dominates: then the
+    vector turns in a plane for ever, and the quotient takes every value between the eigenvalues
+    of the symmetric part of J on that plane, whatever the radius is.
+    """
+    f = partial(apply_cell, network.model.cell.spec)
+
+    @jax.jit
+    def run(variables, injection, z_star):
+        x = CellInput(injection)
+        weights = network.model.apply(variables, method="cell_weights")
+        key = jax.random.key(0)
+        result = spectral_radius(f, weights, x, z_star, key=key, num_steps=400)
+        flat, unravel = ravel_batch(z_star)
+        pullback = jax.vjp(lambda z: ravel_batch(f(weights, unravel(z), x))[0], flat)[1]
+        one, image = result.vector, pullback(result.vector)[0]
+        other = image - jnp.sum(image * one, axis=1, keepdims=True) * one
+        other /= jnp.linalg.norm(other, axis=1, keepdims=True)
+        basis = jnp.stack([one, other], axis=1)  # [B, 2, D]
+        images = jnp.stack([image, pullback(other)[0]], axis=1)
+        return result, jnp.einsum("bid,bjd->bij", images, basis)
+
+    injection, z_star = network.array("injection"), network.scales("z_star")
+    result, on_plane = jax.tree.map(np.asarray, run(network.variables, injection, z_star))
+    expected = network.reference["spectral_radius_power400"].ravel()
+    converged = result.residual < 1e-4
+    for estimate in (result.radius, result.growth):
+        np.testing.assert_allclose(estimate[converged], expected[converged], rtol=network.tol)
+    turning = on_plane[~converged]
+    ends = np.linalg.eigvalsh((turning + turning.transpose(0, 2, 1)) / 2)  # [.., 2]
+    largest, smallest = np.abs(ends).max(axis=1), np.abs(ends).min(axis=1)
+    smallest[np.sign(ends).sum(axis=1) == 0] = 0  # it takes absolute values
+    slack = 0.02 * result.growth[~converged]  # a third eigenvalue may still be fading
+    assert (expected[~converged] <= largest + slack).all()
+    assert (expected[~converged] >= smallest - slack).all()
+    if network.config.model.name == "mdeq_classifier":  # the segmenter's pair is nearly imaginary
+        np.testing.assert_allclose(result.growth, expected, rtol=0.06)
 
 
 def test_logits_at_equilibrium(network, solved):

@@ -1,0 +1,45 @@
+"""The guide is a promise too: its programs run, one after the other, and do what it says."""
+
+import re
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+GUIDE = (REPOSITORY / "docs" / "guide.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+
+
+def test_the_programs_run(capsys):
+    names = {}
+    for program in PROGRAMS:
+        exec(compile(program, "guide.md", "exec"), names)
+    assert float(names["accuracy"]) > 0.8  # chance is 0.1
+    assert float(names["converged"]) > 0.9
+    printed = capsys.readouterr().out
+    for text in ("accuracy", "converged", "radius up to", "settled on one eigenvector"):
+        assert text in printed
+    assert len(PROGRAMS) == 2
+
+
+def test_the_model_has_twenty_lines():
+    model = PROGRAMS[0].split("def cell")[1].split("@jax.jit")[0]
+    assert len([line for line in model.splitlines() if line.strip()]) <= 20
+
+
+def test_the_files_it_names_exist():
+    for path in re.findall(r"configs/\w+\.py", GUIDE):
+        assert (REPOSITORY / path).exists()
+    for link in re.findall(r"\]\((\w+\.\w+)\)", GUIDE):
+        assert (REPOSITORY / "docs" / link).exists()
+
+
+def test_the_fields_it_names_exist():
+    from configs import default
+
+    config = default.get_config()
+    fields = re.findall(r"`((?:solver|gradient|jacobian|train|eval)\.[\w.]+)[=`]", GUIDE)
+    assert len(fields) > 8
+    for field in fields:
+        part = config
+        for key in field.split("."):
+            assert key in part, field
+            part = part[key]
