@@ -11,6 +11,7 @@ PACKAGE = REPOSITORY / "mdeq_jax"
 # Rooms on the same floor do not know each other. `data` and `viz` import no other room.
 FLOORS = {
     "tree": 0,
+    "backend": 0,
     "solvers": 1,
     "implicit": 2,
     "layers": 3,

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mdeq_jax import backend
 from mdeq_jax.solvers.checks import check_arguments, check_record_at
-from mdeq_jax.tree import sample_norm
 
 REL_EPS = 1e-9  # keeps the relative residual finite where f(z) = 0
 
@@ -94,27 +94,36 @@ _ACTIVE = -1
 
 
 def _norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """`sample_norm` of each `[B, D]`, whose squares cannot overflow, nor vanish.
+    """Euclidean norm of each sample of each `[B, D]`, whose squares cannot overflow, nor vanish.
 
-    A lost residual would be a lie. But the plain norm is nearly always right, and reads an array
-    once where the scaled one reads it twice.
+    A lost residual would be a lie. But the plain norm is nearly always right: CPUs compute another
+    only where it is not. GPUs always do, in the same pass over memory, as a branch would make them
+    wait for the host at every step.
     """
-    plain = tuple(map(sample_norm, arrays))
-    info, features = jnp.finfo(plain[0].dtype), arrays[0].shape[1]
-    # Where squares are normal numbers, but for those too few and too small to matter.
-    low, high = float(features * info.tiny / info.eps) ** 0.5, float(info.max) ** 0.5
-    right = tuple((norm > low) & (norm < high) for norm in plain)
-
-    def scaled():  # samples for which the plain norm is right keep it, whatever the others do
-        return tuple(map(jnp.where, right, plain, map(_scaled_norm, arrays)))
-
-    return lax.cond(jnp.stack(right).all(), lambda: plain, scaled)
+    if not backend.on_cpu():
+        return tuple(map(_scaled_norm, arrays))
+    totals = [jnp.sum(jnp.square(x), axis=1) for x in arrays]
+    right = jnp.stack([_in_range(total, x.shape[1]) for total, x in zip(totals, arrays)])
+    return lax.cond(
+        right.all(), lambda: tuple(map(jnp.sqrt, totals)), lambda: tuple(map(_scaled_norm, arrays))
+    )
 
 
 def _scaled_norm(x: jax.Array) -> jax.Array:
-    limit = float(jnp.finfo(x.dtype).max) ** 0.75  # its reciprocal must not be a subnormal number
-    scale = jnp.clip(jnp.max(jnp.abs(x), axis=1, initial=0), 1 / limit, limit)
-    return scale * sample_norm(x / scale[:, None])
+    """From the sum of squares, or where that is out of range from that of x enlarged or reduced."""
+    # A power of two, so that scaling rounds nothing. The ranges of the three sums overlap.
+    scale = 2.0 ** (3 * jnp.finfo(x.dtype).maxexp // 4)
+    plain, reduced, enlarged = (
+        jnp.sum(jnp.square(x * factor), axis=1) for factor in (1.0, 1 / scale, scale)
+    )
+    other = jnp.where(plain > 1, jnp.sqrt(reduced) * scale, jnp.sqrt(enlarged) / scale)
+    return jnp.where(_in_range(plain, x.shape[1]), jnp.sqrt(plain), other)
+
+
+def _in_range(total: jax.Array, terms: int) -> jax.Array:
+    """Whether a sum of squares is right: all that matters in it are normal numbers."""
+    info = jnp.finfo(total.dtype)
+    return (total > terms * float(info.tiny / info.eps)) & (total < float(info.max))
 
 
 def _residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

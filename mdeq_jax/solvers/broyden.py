@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mdeq_jax import backend
 from mdeq_jax.solvers.base import Solution, iterate
 from mdeq_jax.solvers.inverse import InverseEstimate
 
@@ -93,7 +94,7 @@ def broyden(
 
     def inner_products(steps, *others):
         """`[B, max_steps]` with each of the `[B, D]` others."""
-        if jax.default_backend() == "cpu":  # where a product with one vector runs at full speed
+        if backend.on_cpu():  # where a product with one vector runs at full speed
             return [dot("bnd,bd->bn", steps, other) for other in others]
         both = dot("bnd,bdk->bnk", steps, jnp.stack(others, axis=-1))  # reads the history once
         return [both[..., i] for i in range(len(others))]
@@ -106,12 +107,12 @@ def broyden(
             inverse=jnp.broadcast_to(jnp.eye(rows, dtype=dtype), (batch, rows, rows)),
         )
 
-    def first_step(history, gz):
-        return history.inverse, gz, jnp.zeros(gz.shape[0], bool)
-
-    def next_step(history, gz, k):
-        """The step after D_k, from g at the point that D_k led to; the inverse it needed."""
+    def next_step(history, gz, step):
+        """The step from where g is gz, and the history that it takes; the first one is gz."""
         steps, sqnorms, inverse = history
+        # D_k led here. There is none yet at the first step, where all of these are zero: a branch
+        # for it would make GPUs wait for the host at every step.
+        k = jnp.maximum(step - 1, 0)
         last = lax.dynamic_index_in_dim(steps, k, axis=1, keepdims=False).astype(dtype)
         last_sqnorm = lax.dynamic_index_in_dim(sqnorms, k, axis=1, keepdims=False)
         with_g, with_last = inner_products(steps, gz, last)
@@ -134,15 +135,11 @@ def broyden(
         safe = jnp.abs(denominator) > 4 * jnp.finfo(dtype).eps * last_sqnorm
         safe &= jnp.isfinite(denominator)
         factor = jnp.where(safe, -last_sqnorm / jnp.where(safe, denominator, 1), 0)
-        return inverse, factor[:, None] * w, ~safe
+        first = step == 0
+        return inverse, jnp.where(first, -1, factor)[:, None] * w, ~safe & ~first
 
     def update(history, step, z, fz, gz, active):
-        # The steps are not among the results, which XLA might copy.
-        inverse, delta, stuck = lax.cond(
-            step == 0,
-            lambda: first_step(history, gz),
-            lambda: next_step(history, gz, step - 1),
-        )
+        inverse, delta, stuck = next_step(history, gz, step)
         delta = jnp.where((active & ~stuck)[:, None], delta, 0)
         history = _History(
             steps=history.steps.at[:, step].set(delta.astype(stored)),
