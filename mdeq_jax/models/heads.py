@@ -30,7 +30,8 @@ class Stem(nn.Module):
     """Image to input injection: `[B, H, W, 3]` to `[B, H / 2^d, W / 2^d, features]`.
 
     Two or more 3x3 convolutions, of stride 2 for the first d = `downsample_times`, and, if
-    `inject`, the 1x1 transform that the original calls stage 0.
+    `inject`, the 1x1 transform that the original calls stage 0. The backward pass computes it
+    again: its activations, at the highest resolution, would lie in memory during both solves.
     """
 
     features: int
@@ -42,17 +43,20 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """The input injection."""
-        x = images
-        for i in range(max(2, self.downsample_times)):
-            stride = 2 if i < self.downsample_times else 1
-            x = _ConvBNReLU(self.features, 3, self.norm, stride, dtype=self.dtype, name=f"conv{i}")(
-                x, train
-            )
-        if self.inject:
-            x = _ConvBNReLU(self.features, 1, self.norm, dtype=self.dtype, name="injection")(
-                x, train
-            )
-        return x
+
+        def layers(stem, x):
+            for i in range(max(2, stem.downsample_times)):
+                stride = 2 if i < stem.downsample_times else 1
+                x = _ConvBNReLU(
+                    stem.features, 3, stem.norm, stride, dtype=stem.dtype, name=f"conv{i}"
+                )(x, train)
+            if stem.inject:
+                x = _ConvBNReLU(stem.features, 1, stem.norm, dtype=stem.dtype, name="injection")(
+                    x, train
+                )
+            return x
+
+        return nn.remat(layers)(self, images)
 
 
 class _Bottleneck(nn.Module):

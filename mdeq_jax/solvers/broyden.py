@@ -96,8 +96,8 @@ def broyden(
         """`[B, max_steps]` with each of the `[B, D]` others."""
         if backend.on_cpu():  # where a product with one vector runs at full speed
             return [dot("bnd,bd->bn", steps, other) for other in others]
-        both = dot("bnd,bdk->bnk", steps, jnp.stack(others, axis=-1))  # reads the history once
-        return [both[..., i] for i in range(len(others))]
+        # One pass over the history for all: XLA computes sums over one array in one kernel.
+        return [jnp.sum(steps.astype(dtype) * other[:, None, :], axis=2) for other in others]
 
     def init(z):
         batch, features = z.shape
