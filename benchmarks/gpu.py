@@ -2,10 +2,11 @@
 
     python -m benchmarks.gpu --output=runs/gpu
 
-Trains and infers with each, in float32 (convolutions in TF32, JAX's default) and bfloat16; each in
-a process of its own, so that its peak memory is its own. A run whose file is in `--output` is not
-made again: after an interruption the same command goes on. `--only=cifar10_tiny` makes the runs
-whose names contain this. Every solve takes all of its steps, as the original's did for its figures.
+Trains and infers with each, in float32 (convolutions in TF32, JAX's default), in float32 with
+Broyden's history in bfloat16, and all in bfloat16; each in a process of its own, so that its peak
+memory is its own. A run whose file is in `--output` is not made again: after an interruption the
+same command goes on. `--only=cifar10_tiny` makes the runs whose names contain this. Every solve
+takes all of its steps, as the original's did for its figures.
 """
 
 import itertools
@@ -45,18 +46,23 @@ TARGETS = {
     "cifar10_large": Target(96, (18, 20), 343, 2200, 646, 5500, 3.1),
     "imagenet_small": Target(128, (26, 27), 160, 800, 387, 2000, 10.3),
 }
-PRECISIONS = ("float32", "bfloat16")
+_HISTORY = [f"--config.solver.{way}.history_dtype=bfloat16" for way in ("forward", "backward")]
+VARIANTS = {
+    "float32": ["--precision=float32"],
+    "float32_history_bfloat16": ["--precision=float32", *_HISTORY],
+    "bfloat16": ["--precision=bfloat16", *_HISTORY],
+}
 MODES = {"training": "benchmarks.train_step", "inference": "benchmarks.inference"}
 
 
-def command(config: str, precision: str, mode: str, path: Path, *, repeats: int) -> list[str]:
+def command(config: str, variant: str, mode: str, path: Path, *, repeats: int) -> list[str]:
     """The command line of one run."""
     target = TARGETS[config]
     forward, backward = target.steps
     arguments = [
         f"--config=configs/{config}.py",
         f"--batch={target.batch}",
-        f"--precision={precision}",
+        *VARIANTS[variant],
         f"--forward_steps={forward}",
         f"--repeats={repeats}",
         f"--json={path}",
@@ -72,10 +78,10 @@ def table(reports: dict[tuple[str, str, str], dict]) -> str:
     """All runs beside the original's figures.
 
     Args:
-        reports: (config, precision, mode) -> what the run wrote.
+        reports: (config, variant, mode) -> what the run wrote.
     """
     rows = []
-    for (config, precision, mode), report in reports.items():
+    for (config, variant, mode), report in reports.items():
         target = TARGETS[config]
         training = mode == "training"
         original, goal = (
@@ -86,7 +92,7 @@ def table(reports: dict[tuple[str, str, str], dict]) -> str:
         rows.append(
             (
                 f"{config}, batch {target.batch}, {mode}",
-                precision,
+                variant.replace("_", " "),
                 f"{rate:,.0f}",
                 f"{original:,.0f}",
                 f"{rate / original:.2f}",
@@ -107,7 +113,7 @@ def main(argv) -> None:
     del argv
     output, reports, failed = Path(_OUTPUT.value), {}, []
     output.mkdir(parents=True, exist_ok=True)
-    for run in itertools.product(TARGETS, PRECISIONS, MODES):
+    for run in itertools.product(TARGETS, VARIANTS, MODES):
         name = "_".join(run)
         path = output / f"{name}.json"
         if _ONLY.value in name and not path.exists():

@@ -79,6 +79,7 @@ class _Loop(NamedTuple):
     step: jax.Array
     z: jax.Array  # [B, D]
     fz: jax.Array  # [B, D]
+    gz: jax.Array  # [B, D]; f(z) - z, from the pass over memory that z and fz come from
     best: jax.Array  # [B, D]
     best_abs: jax.Array  # [B]
     best_rel: jax.Array  # [B]
@@ -196,6 +197,7 @@ def iterate(
         step=jnp.int32(0),
         z=z0,
         fz=jnp.where(finite[:, None], fz0, z0),
+        gz=jnp.where(finite[:, None], fz0 - z0, 0),
         best=z0,
         best_abs=first_abs,
         best_rel=first_rel,
@@ -213,7 +215,7 @@ def iterate(
     def body(loop: _Loop) -> _Loop:
         active = loop.status == _ACTIVE
         algorithm, proposed, stuck = update(
-            loop.algorithm, loop.step, loop.z, loop.fz, loop.fz - loop.z, active
+            loop.algorithm, loop.step, loop.z, loop.fz, loop.gz, active
         )
         # A sample whose update is undefined stays where it is, and so does one that is done.
         stuck &= active
@@ -254,6 +256,7 @@ def iterate(
             step=step,
             z=jnp.where(healthy, z, best_z),
             fz=jnp.where(healthy, fz, best_z),
+            gz=jnp.where(healthy, fz - z, 0),
             best=best_z,
             best_abs=jnp.where(better, abs_residual, loop.best_abs),
             best_rel=jnp.where(better, rel_residual, loop.best_rel),

@@ -164,6 +164,7 @@ def test_gpu_commands_are_understood(mode, tmp_path, monkeypatch):
     assert values(command[2:]) == command[2:3]  # nothing is left over
     assert (values.batch, values.forward_steps, values.precision) == (128, 26, "bfloat16")
     assert values.config.name == "imagenet_small"
+    assert values.config.solver.forward.history_dtype == "bfloat16"
 
 
 def test_gpu_table():
