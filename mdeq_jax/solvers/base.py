@@ -101,24 +101,26 @@ def _norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     only where it is not. GPUs always do, in the same pass over memory, as a branch would make them
     wait for the host at every step.
     """
-    if not backend.on_cpu():
-        return tuple(map(_scaled_norm, arrays))
     totals = [jnp.sum(jnp.square(x), axis=1) for x in arrays]
+    if not backend.on_cpu():
+        return tuple(map(_norm_in_range, totals, arrays))
     right = jnp.stack([_in_range(total, x.shape[1]) for total, x in zip(totals, arrays)])
     return lax.cond(
-        right.all(), lambda: tuple(map(jnp.sqrt, totals)), lambda: tuple(map(_scaled_norm, arrays))
+        right.all(),
+        lambda: tuple(map(jnp.sqrt, totals)),
+        lambda: tuple(map(_norm_in_range, totals, arrays)),
     )
 
 
-def _scaled_norm(x: jax.Array) -> jax.Array:
-    """From the sum of squares, or where that is out of range from that of x enlarged or reduced."""
-    # A power of two, so that scaling rounds nothing. The ranges of the three sums overlap.
+def _norm_in_range(total: jax.Array, x: jax.Array) -> jax.Array:
+    """From the sum of squares, or where that is out of range from that of x reduced or enlarged."""
+    # By a power of two, so that scaling rounds nothing. The ranges of the three sums overlap.
     scale = 2.0 ** (3 * jnp.finfo(x.dtype).maxexp // 4)
-    plain, reduced, enlarged = (
-        jnp.sum(jnp.square(x * factor), axis=1) for factor in (1.0, 1 / scale, scale)
+    reduced, enlarged = (
+        jnp.sqrt(jnp.sum(jnp.square(x * factor), axis=1)) for factor in (1 / scale, scale)
     )
-    other = jnp.where(plain > 1, jnp.sqrt(reduced) * scale, jnp.sqrt(enlarged) / scale)
-    return jnp.where(_in_range(plain, x.shape[1]), jnp.sqrt(plain), other)
+    other = jnp.where(total > 1, reduced * scale, enlarged / scale)
+    return jnp.where(_in_range(total, x.shape[1]), jnp.sqrt(total), other)
 
 
 def _in_range(total: jax.Array, terms: int) -> jax.Array:
