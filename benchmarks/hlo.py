@@ -86,7 +86,13 @@ def counts(program: dict[str, list[Instruction]], name: str) -> Counts:
 
 def loops(program: dict[str, list[Instruction]], name: str) -> list[str]:
     """The bodies of the loops that a computation starts, in the order of their start."""
-    return [i.called("body") for i in program[name] if i.operation == "while"]
+    bodies = []
+    for instruction in program[name]:
+        if instruction.operation == "while":
+            bodies.append(instruction.called("body"))
+        elif instruction.operation == "call":
+            bodies += loops(program, instruction.called("to_apply"))
+    return bodies
 
 
 def _moved(program, instruction: Instruction, shapes: dict[str, str]) -> int:
