@@ -25,7 +25,7 @@ from benchmarks import hlo
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import PEAKS
 from benchmarks.train_step import NUM_STEPS, STEPS_PER_EPOCH, memory
-from benchmarks.workload import forced, random_batch, random_network
+from benchmarks.workload import forced_by_flags, random_batch, random_network
 from mdeq_jax import backend
 from mdeq_jax.models import build_model
 from mdeq_jax.models.build import BATCH_AXIS
@@ -116,11 +116,12 @@ def _compile(step, mesh, held, batch, **jit_options):
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(replicated, split), out_specs=replicated, check_vma=False
     )
+    jax.clear_caches()  # of what was traced for this machine's own device
     with mock.patch.object(backend, "on_cpu", lambda: False):
-        jax.clear_caches()  # of what was traced for this machine's own device
         lowered = jax.jit(mapped, **jit_options).lower(
             shapes(held, replicated), shapes(batch, split)
         )
+    jax.clear_caches()  # of what was traced for the other
     return lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
 
 
@@ -139,6 +140,7 @@ def measure(config, batch_size: int, inference: bool) -> dict:
     parts = {"once": (1, hlo.counts(program, entry))}
     for name, body in zip(names, bodies):
         parts[name] = (config.solver[name].max_steps, hlo.counts(program, body))
+    moved = sum(n * part.bytes for n, part in parts.values())
     return {
         "benchmark": "kernels",
         "config": config.name,
@@ -149,9 +151,8 @@ def measure(config, batch_size: int, inference: bool) -> dict:
         "inference": inference,
         "parts": {name: {"times": n, **part._asdict()} for name, (n, part) in parts.items()},
         "kernels": sum(n * part.kernels for n, part in parts.values()),
-        "bytes": sum(n * part.bytes for n, part in parts.values()),
-        "least_seconds": sum(n * part.bytes for n, part in parts.values())
-        / PEAKS[DEVICE].bandwidth,
+        "bytes": moved,
+        "least_seconds": moved / PEAKS[DEVICE].bandwidth,
         "planned_bytes": memory(compiled)["planned_bytes"],
     }
 
@@ -190,13 +191,7 @@ def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
     # The plugin would look for a GPU, of which none is needed.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     jax.config.update("jax_platforms", "cpu")
-    config = forced(
-        values.config,
-        precision=values.precision,
-        forward_steps=values.forward_steps,
-        backward_steps=values.backward_steps,
-    )
-    report = measure(config, values.batch, values.inference)
+    report = measure(forced_by_flags(values), values.batch, values.inference)
     print(table(report))
     write_json(values.json, report)
 

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, in_loop, measure_in_turn
 from benchmarks.train_step import compile_step
-from benchmarks.workload import cell_problem, forced
+from benchmarks.workload import cell_problem, forced_by_flags
 from mdeq_jax.implicit import solve_adjoint
 from mdeq_jax.models.build import build_solver
 from mdeq_jax.solvers import SOLVERS
@@ -228,13 +228,7 @@ def table(report: dict) -> str:
 def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
     """Measures, prints the tables, writes the file."""
     del argv
-    config = forced(
-        values.config,
-        precision=values.precision,
-        forward_steps=values.forward_steps,
-        backward_steps=values.backward_steps,
-    )
-    report = measure(config, values.batch, values.repeats)
+    report = measure(forced_by_flags(values), values.batch, values.repeats)
     print(table(report))
     write_json(values.json, report)
 

@@ -19,7 +19,7 @@ from benchmarks.counts import Work, training_work
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import beside_roof, roof
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, measure_in_turn
-from benchmarks.workload import cell_problem, forced, random_batch
+from benchmarks.workload import cell_problem, forced_by_flags, random_batch
 from mdeq_jax.models import apply_cell, build_model
 from mdeq_jax.training import devices
 from mdeq_jax.training.state import build_optimizer, init_state
@@ -193,13 +193,7 @@ def table(report: dict) -> str:
 def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
     """Measures, prints the table, writes the file."""
     del argv
-    config = forced(
-        values.config,
-        precision=values.precision,
-        forward_steps=values.forward_steps,
-        backward_steps=values.backward_steps,
-    )
-    report = measure(config, values.batch, values.repeats)
+    report = measure(forced_by_flags(values), values.batch, values.repeats)
     print(table(report))
     if warning := check_steps(report):
         print(warning)

@@ -32,6 +32,16 @@ def forced(config, *, precision=None, forward_steps=None, backward_steps=None):
     return config
 
 
+def forced_by_flags(values):
+    """`forced`, by the flags that `report.define_flags` defines for both solves."""
+    return forced(
+        values.config,
+        precision=values.precision,
+        forward_steps=values.forward_steps,
+        backward_steps=values.backward_steps,
+    )
+
+
 def random_batch(config, batch_size: int) -> dict:
     """Random images and labels of the config's shapes, on the default device.
 
