@@ -9,6 +9,7 @@ import pytest
 from jax.extend import core
 
 from mdeq_jax import backend
+from mdeq_jax.implicit import equilibrium
 from mdeq_jax.layers import conv2d, group_norm
 from mdeq_jax.solvers import SOLVERS
 from mdeq_jax.solvers.base import _norms
@@ -54,6 +55,29 @@ def test_group_norm_and_its_derivative(as_on_gpu, x64):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10),
         value_and_pullback(x, affine),
         as_on_gpu(value_and_pullback, x, affine),
+    )
+
+
+def test_equilibria_and_their_derivatives(as_on_gpu, x64):
+    def f(params, z, x):
+        return {"a": jnp.tanh(z["a"] @ params + x), "b": jnp.sin(z["b"]) / 2 + z["a"][:, :3]}
+
+    def loss(params, x):
+        z0 = {"a": jnp.zeros((4, 6)), "b": jnp.zeros((4, 3))}
+        solver = partial(SOLVERS["broyden"], max_steps=60, tol=1e-13)
+        z, _ = equilibrium(f, params, x, z0, f_solver=solver, b_solver=solver)
+        return jnp.sum(z["a"] ** 3) + jnp.sum(jnp.cos(z["b"]))
+
+    def derivatives(params, x):
+        gradient = jax.grad(loss, (0, 1))
+        return gradient(params, x), jax.grad(lambda x: jnp.sum(gradient(params, x)[0] ** 2))(x)
+
+    params = jax.random.normal(jax.random.key(0), (6, 6)) / 6
+    x = jax.random.normal(jax.random.key(1), (4, 6))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11),
+        derivatives(params, x),
+        as_on_gpu(derivatives, params, x),
     )
 
 

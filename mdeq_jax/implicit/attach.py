@@ -5,8 +5,9 @@ from functools import partial
 
 import jax
 
+from mdeq_jax import backend
 from mdeq_jax.implicit.adjoint import BackwardStats, Cell
-from mdeq_jax.tree import PyTree
+from mdeq_jax.tree import PyTree, ravel_batch
 
 LINEARIZE_AT = ("z_star", "f_z_star")
 
@@ -67,12 +68,30 @@ def _forward(f, adjoint, linearize_at, params, x, z_star, extra, stats):
 def _backward(f, adjoint, linearize_at, saved, cotangent):
     params, x, point, extra = saved
     u, stats = adjoint(f, params, x, point, extra, cotangent)
-    _, pullback = jax.vjp(lambda params, x: f(params, point, x), params, x)
-    d_params, d_x = pullback(u)
+    d_params, d_x = _pull_back(f, params, point, x, u)
     return d_params, d_x, None, None, stats
 
 
 _attach.defvjp(_forward, _backward)
+
+
+def _pull_back(f, params, z, x, u):
+    """u^T (df/dparams, df/dx), on GPUs without what would wait in memory for the adjoint solve.
+
+    XLA computes the linearisation at z once, for that solve and for this. What only this needs is
+    computed again: all but convolutions, products and sums, and z in one array, which are held
+    anyway.
+    """
+    if backend.on_cpu():
+        return jax.vjp(lambda params, x: f(params, z, x), params, x)[1](u)
+    flat, unravel = ravel_batch(z)
+
+    def evaluate(params, x, flat):
+        return f(params, unravel(flat), x)
+
+    held = ("conv_general_dilated", "dot_general", "reduce_sum")
+    evaluate = jax.checkpoint(evaluate, policy=lambda operation, *_, **__: operation.name in held)
+    return jax.vjp(lambda params, x: evaluate(params, x, flat), params, x)[1](u)
 
 
 @jax.custom_vjp

@@ -48,16 +48,18 @@ def fall_back(
     """
     if unconverged == "keep":
         return u
+    # The array that the solve held, in and out: XLA would keep its parts for the branch beside it.
     flat_g, unravel = ravel_batch(cotangent)
+    flat_g = lax.optimization_barrier(flat_g)
     flat_u, size = ravel_batch(u)[0], sample_norm(flat_g)
     failed = (solution.status != Status.CONVERGED) & (solution.residual > FAILED * size)
 
     def replaced():
         if unconverged == "damped":
-            other = ravel_batch(series(product, cotangent, **DAMPED)[0])[0]
+            other = ravel_batch(series(product, unravel(flat_g), **DAMPED)[0])[0]
         else:
             length = jnp.maximum(sample_norm(flat_u), jnp.finfo(flat_u.dtype).tiny)
             other = flat_u * jnp.minimum(1, CAP * size / length)[:, None]
-        return unravel(jnp.where(failed[:, None], other, flat_u))
+        return jnp.where(failed[:, None], other, flat_u)
 
-    return lax.cond(jnp.any(failed), replaced, lambda: u)
+    return unravel(lax.cond(jnp.any(failed), replaced, lambda: flat_u))

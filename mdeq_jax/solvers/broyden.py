@@ -32,10 +32,10 @@ class _History(NamedTuple):
     """Steps so far, and what is known of their inner products.
 
     Attributes:
-        steps: `[B, max_steps, D]`; row i is D_i, zero where there is none yet.
-        sqnorms: `[B, max_steps]` |D_i|^2, zero where there is none yet.
-        inverse: `[B, max_steps, max_steps]` inverse of the unit lower-triangular matrix
-            of the system for a, identity where there is no step yet.
+        steps: `[B, rows, D]`; row i is D_i, zero where there is none yet.
+        sqnorms: `[B, rows]` |D_i|^2, zero where there is none yet.
+        inverse: `[B, rows, rows]` inverse of the unit lower-triangular matrix of the system for a,
+            identity where there is no step yet.
     """
 
     steps: jax.Array
@@ -60,8 +60,7 @@ def broyden(
     Args:
         f: `[B, D] -> [B, D]`, each row a function of its own row.
         z0: `[B, D]` start.
-        max_steps: most steps, and the number of `[B, D]` buffers kept; `f` is evaluated once more
-            than there are steps.
+        max_steps: most steps; one `[B, D]` buffer less is kept, and `f` is evaluated once more.
         tol: a sample is done once its residual is under this.
         stop_mode: "rel" or "abs", see `Solution`.
         history_dtype: type in which the steps are kept ("bfloat16" halves the memory); that of
@@ -75,7 +74,8 @@ def broyden(
         ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
     """
     dtype = z0.dtype
-    rows = max_steps
+    # The last step is not read again, save by those who ask for the estimate.
+    rows = max_steps if keep_inverse else max(max_steps - 1, 1)
     if history_dtype not in (None, "float32", "bfloat16", "float16", "float64"):
         raise ValueError(
             "history_dtype must be None, 'float32', 'bfloat16', 'float16' or 'float64'; "
@@ -93,7 +93,7 @@ def broyden(
         )
 
     def inner_products(steps, *others):
-        """`[B, max_steps]` with each of the `[B, D]` others."""
+        """`[B, rows]` with each of the `[B, D]` others."""
         if backend.on_cpu():  # where a product with one vector runs at full speed
             return [dot("bnd,bd->bn", steps, other) for other in others]
         # One pass over the history for all: XLA computes sums over one array in one kernel.
@@ -142,8 +142,10 @@ def broyden(
         inverse, delta, stuck = next_step(history, gz, step)
         delta = jnp.where((active & ~stuck)[:, None], delta, 0)
         history = _History(
-            steps=history.steps.at[:, step].set(delta.astype(stored)),
-            sqnorms=history.sqnorms.at[:, step].set(jnp.sum(jnp.square(delta), axis=1)),
+            steps=history.steps.at[:, step].set(delta.astype(stored), mode="drop"),
+            sqnorms=history.sqnorms.at[:, step].set(
+                jnp.sum(jnp.square(delta), axis=1), mode="drop"
+            ),
             inverse=inverse,
         )
         return history, z + delta, stuck

@@ -116,6 +116,19 @@ def test_lean_broyden_is_broyden(x64):
         np.testing.assert_allclose(sol.rel_trace[:steps, 0], residuals, rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 6])
+@pytest.mark.parametrize("keep_inverse", [False, True])
+def test_broyden_holds_the_steps_that_are_read_again(steps, keep_inverse, x64):
+    shift = jax.random.normal(jax.random.key(0), (3, 40))
+    f = lambda z: 0.9 * jnp.cos(z) + shift  # noqa: E731
+    solve = partial(broyden, f, jnp.zeros((3, 40)), tol=0.0, keep_inverse=keep_inverse)
+    exact, roomy = solve(max_steps=steps), solve(max_steps=30, step_budget=steps)
+    np.testing.assert_allclose(exact.z, roomy.z, rtol=1e-12)
+    text = str(jax.make_jaxpr(partial(solve, max_steps=steps))())
+    assert (f"f64[3,{steps},40]" in text) == (keep_inverse or steps == 1)
+    assert keep_inverse or f"f64[3,{max(steps - 1, 1)},40]" in text
+
+
 def _relative(w, b, z):
     fz = np.tanh(w @ z + b)
     return np.linalg.norm(fz - z) / np.linalg.norm(fz)
