@@ -6,10 +6,8 @@ The first table: each solver on an affine map of the size of the config's state,
 of the time is the solver's, per step and as a share of one evaluation of the config's cell. Rows
 differ from the first of their solver in one thing.
 
-The second: what of a training step is neither the cell nor its pullback. The solvers' share is
-told in two ways: the time of both solves on the cell less that of their evaluations, each timed by
-itself in a compiled loop (a difference of large numbers, hence noisy), and that of the same solvers
-on affine maps of the same size (an upper limit, as the maps take time too).
+The second: what of a training step is the cell and its pullback, what the solvers take beside
+them, and what is outside the solves, traced while the step runs as it does in training.
 """
 
 from functools import partial
@@ -18,16 +16,20 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 
+from benchmarks import hlo
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, in_loop, measure_in_turn
+from benchmarks.trace import kernels, operation_name, share_out, trace
 from benchmarks.train_step import compile_step
 from benchmarks.workload import cell_problem, forced_by_flags
-from mdeq_jax.implicit import solve_adjoint
-from mdeq_jax.models.build import build_solver
+from mdeq_jax.models import apply_cell
 from mdeq_jax.solvers import SOLVERS
 from mdeq_jax.tree import ravel_batch
 
 APPLICATIONS = 5  # of the cell in a timed loop
+TRACED_STEPS = 2
+WAYS = ("forward", "backward")
+EVALUATIONS = ("cell", "pullback")  # in their solves
 
 
 def variants(batch: int, features: int, steps: int) -> list[dict]:
@@ -89,74 +91,64 @@ def measure_steps(problem, repeats: int, steps: int) -> dict:
     return {"cell_seconds": cell, "rows": rows}
 
 
-def measure_share(config, problem, repeats: int) -> dict:
+def measure_share(config, batch_size: int, repeats: int) -> dict:
     """The second table; see the module."""
-    batch = problem.z[0].shape[0]
-    f_solver = build_solver(config.solver.forward, "solver.forward")
-    b_solver = build_solver(config.solver.backward, "solver.backward")
-
-    @jax.jit
-    def forward(weights, start, x):
-        flat, unravel = ravel_batch(start)
-        solution = f_solver(lambda z: ravel_batch(problem.f(weights, unravel(z), x))[0], flat)
-        return solution.z, solution.nfe
-
-    @jax.jit
-    def backward(weights, z, x):
-        u, solution = solve_adjoint(problem.f, weights, x, z, z, b_solver=b_solver)
-        return u, solution.nfe
-
-    @jax.jit
-    def linearize(weights, z, x):
-        return jax.vjp(lambda z: problem.f(weights, z, x), z)[1]
-
-    args = problem.weights, problem.z, problem.x
-    start = problem.weights, jax.tree.map(jnp.zeros_like, problem.z), problem.x
-    pullback = linearize(*args)
-    evaluate = in_loop(_cell(problem), APPLICATIONS)
-    product = in_loop(lambda pullback, u: pullback(u), APPLICATIONS)
-    take, _, _ = compile_step(config, batch)
-    shape = dict(zip(("batch", "features"), ravel_batch(problem.z)[0].shape))
-    affine = {
-        f"affine {way}": affine_solve(
-            {"solver": solver.name, "steps": solver.max_steps, "options": {}, **shape}
-        )
-        for way, solver in config.solver.items()
-    }
-    times = measure_in_turn(
-        {
-            **affine,
-            "step": take,
-            "forward": lambda: forward(*start),
-            "backward": lambda: backward(*args),
-            "linearize": lambda: linearize(*args),
-            "cell": lambda: evaluate((problem.weights, problem.x), problem.z),
-            "pullback": lambda: product(pullback, problem.z),
-            PAIR: convolution_pair(),
-        },
-        repeats,
-    )
-    medians = {name: timing.median for name, timing in times.items()}
-    cell, pull = medians["cell"] / APPLICATIONS, medians["pullback"] / APPLICATIONS
-    nfe = int(forward(*start)[1]), int(backward(*args)[1])
-    own = {
-        "forward": medians["forward"] - nfe[0] * cell,
-        "backward": medians["backward"] - medians["linearize"] - nfe[1] * pull,
-    }
-    solvers = sum(own.values())
-    evaluations = nfe[0] * cell + medians["linearize"] + nfe[1] * pull
+    take, _, compiled = compile_step(config, batch_size)
+    times = measure_in_turn({"step": take, PAIR: convolution_pair()}, repeats)
+    scalars = jax.device_get(take().scalars)
+    spans, seconds = trace(take, TRACED_STEPS)
+    parts = share_out(spans, step_parts(*hlo.computations(compiled.as_text())))
     return {
         "step_seconds": times["step"]._asdict(),
-        "step_in_pairs": medians["step"] / medians[PAIR],
-        "nfe": nfe,
-        "cell_seconds": cell,
-        "pullback_seconds": pull,
-        "solve_seconds": {name: medians[name] for name in ("forward", "backward")},
-        "solver_seconds": own,
-        "solver_share": solvers / medians["step"],
-        "affine_share": sum(medians[name] for name in affine) / medians["step"],
-        "evaluations_share": evaluations / medians["step"],
-        "rest_share": 1 - (solvers + evaluations) / medians["step"],
+        "step_in_pairs": times["step"].median / times[PAIR].median,
+        "nfe": {way: int(scalars[f"{way}/nfe"][0]) for way in WAYS},
+        "traced_seconds": seconds / TRACED_STEPS,
+        "parts_seconds": {part: taken / TRACED_STEPS for part, taken in parts.items()},
+        "solver_share": sum(parts[part] for part in (*WAYS, "buffers")) / seconds,
+    }
+
+
+def step_parts(program: dict, entry: str) -> dict[str, set[str]]:
+    """What the kernels of a training step are for.
+
+    Args:
+        program, entry: the compiled step, by `hlo.computations`.
+
+    Returns:
+        Names of instructions. "forward" and "backward": of the two solves, without the cell.
+        "buffers": those that fill the solvers' states before the first step. "cell" and
+        "pullback": of the two solves, from the cell. "rest": those outside the solves.
+
+    Raises:
+        RuntimeError: there are not two loops that evaluate the cell.
+    """
+
+    def of_cell(kernel):
+        return apply_cell.__name__ in operation_name(kernel)
+
+    def names(kernels):
+        return {kernel.name for kernel in kernels}
+
+    inside = {body: list(kernels(program, body)) for body in hlo.loops(program, entry)}
+    solves = [body for body in inside if any(map(of_cell, inside[body]))]
+    if len(solves) != len(WAYS):
+        raise RuntimeError(
+            f"The step has {len(solves)} loops that evaluate the cell where 2 are expected, one a "
+            "solve: its parts cannot be told apart. Gradients without a backward solve have no "
+            "such loop."
+        )
+    cells = [names(filter(of_cell, inside[body])) for body in solves]
+    own = [names(inside[body]) - cell for body, cell in zip(solves, cells)]
+    lines = {line.name: line for line in program[entry]}
+    carried = [lines[line.operands[0]] for line in lines.values() if line.called("body") in solves]
+    buffers = {name for line in carried for name in line.operands if "broadcast" in name}
+    others = [names(inside[body]) for body in inside if body not in solves]
+    rest = names(kernels(program, entry)).union(*others) - buffers
+    return {
+        **dict(zip(WAYS, own)),
+        "buffers": buffers,
+        **dict(zip(EVALUATIONS, cells)),
+        "rest": rest,
     }
 
 
@@ -170,7 +162,7 @@ def measure(config, batch_size: int, repeats: int) -> dict:
         "precision": config.precision,
         "batch": batch_size,
         **measure_steps(problem, repeats, config.solver.forward.max_steps),
-        "training_step": measure_share(config, problem, repeats),
+        "training_step": measure_share(config, batch_size, repeats),
     }
 
 
@@ -195,33 +187,29 @@ def table(report: dict) -> str:
     head = ("solver", "", "batch", "D", "steps", "ms a step", "quartiles", "of a cell")
     steps = markdown(head, rows)
     step = report["training_step"]
-    seconds, own, solve = step["step_seconds"], step["solver_seconds"], step["solve_seconds"]
+    traced, nfe = step["traced_seconds"], step["nfe"]
+    labels = {
+        "forward": "the forward solver",
+        "backward": "the backward solver",
+        "buffers": "filling their states",
+        "cell": f"the cell in the forward solve, {nfe['forward'] - 1} evaluations",
+        "pullback": f"its pullback in the backward solve, {nfe['backward'] - 1} products",
+        "rest": "outside the solves",
+    }
+    parts = [(labels[part], taken) for part, taken in step["parts_seconds"].items()]
+    parts.append(("between kernels", traced - sum(step["parts_seconds"].values())))
     shares = markdown(
-        ("of a training step", "ms", "share"),
-        [
-            ("the step", f"{1e3 * seconds['median']:.1f}", "100.0%"),
-            *(
-                (
-                    f"{way} solve, {nfe} evaluations",
-                    f"{1e3 * solve[way]:.1f}",
-                    f"{solve[way] / seconds['median']:.1%}",
-                )
-                for way, nfe in zip(("forward", "backward"), step["nfe"])
-            ),
-            ("cell and pullback in both", "", f"{step['evaluations_share']:.1%}"),
-            (
-                "solvers, by difference",
-                f"{1e3 * sum(own.values()):.1f}",
-                f"{step['solver_share']:.1%}",
-            ),
-            ("solvers, on affine maps", "", f"{step['affine_share']:.1%}"),
-            ("everything outside the solves", "", f"{step['rest_share']:.1%}"),
-        ],
+        ("of a training step, traced", "ms", "share"),
+        [(label, f"{1e3 * taken:.1f}", f"{taken / traced:.1%}") for label, taken in parts],
+    )
+    clock = (
+        f"Both solvers: {step['solver_share']:.1%} of {1e3 * traced:.1f} ms. "
+        f"A step that is not traced takes {1e3 * step['step_seconds']['median']:.1f} ms."
     )
     return (
         f"{report['config']}, batch {report['batch']}, {report['precision']}, "
         f"{report['machine']}\nOne evaluation of the cell: {1e3 * report['cell_seconds']:.3f} ms\n"
-        f"{steps}\n\n{shares}"
+        f"{steps}\n\n{shares}\n{clock}"
     )
 
 

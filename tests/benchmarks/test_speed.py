@@ -85,10 +85,13 @@ def test_solver(run, arguments):
         "fixed_point_iteration",
     }
     step = report["training_step"]
-    assert step["nfe"] == [4, 3]
-    shares = step["solver_share"] + step["evaluations_share"] + step["rest_share"]
-    np.testing.assert_allclose(shares, 1)
-    assert f"{step['affine_share']:.1%}" in out
+    assert step["nfe"] == {"forward": 4, "backward": 3}
+    parts = step["parts_seconds"]
+    assert all(taken > 0 for taken in parts.values())
+    assert 0.5 * step["traced_seconds"] < sum(parts.values()) <= step["traced_seconds"]
+    own = parts["forward"] + parts["backward"] + parts["buffers"]
+    np.testing.assert_allclose(step["solver_share"], own / step["traced_seconds"])
+    assert f"{step['solver_share']:.1%} of" in out
 
 
 @pytest.mark.slow
