@@ -8,7 +8,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdeq_jax import training
-from mdeq_jax.training.compilation import keep_compiled_programs
+from mdeq_jax.training.compilation import choose_convolutions, keep_compiled_programs
 from mdeq_jax.training.writers import finite
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -52,6 +52,7 @@ def predict(config, workdir: Path, source: str, checkpoint: str) -> None:
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
+    choose_convolutions()
     if _CACHE.value:
         keep_compiled_programs()
     config, checkpoint = _CONFIG.value, _CHECKPOINT.value

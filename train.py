@@ -6,7 +6,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdeq_jax.training import Interrupted, TrainingDiverged, hosts, train_and_evaluate
-from mdeq_jax.training.compilation import keep_compiled_programs
+from mdeq_jax.training.compilation import choose_convolutions, keep_compiled_programs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
@@ -23,6 +23,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which one
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
+    choose_convolutions()
     if _CACHE.value:
         keep_compiled_programs()
     try:

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxlib
 import pytest
 
-from mdeq_jax.training.compilation import keep_compiled_programs
+from mdeq_jax.training.compilation import choose_convolutions, keep_compiled_programs
 
 
 @pytest.fixture
@@ -71,3 +72,43 @@ def test_another_process_finds_what_was_compiled(tmp_path):
     for entry in (tmp_path / "mdeq_jax" / "jax").iterdir():  # as a killed process may leave it
         entry.write_bytes(entry.read_bytes()[:10])
     assert run() == ["7.0", "0"]
+
+
+CONVOLUTION = """
+import jax, jax.numpy as jnp
+import train  # which computes nothing when it is imported, or the flags would come too late
+from mdeq_jax.layers import conv2d
+train.choose_convolutions()
+x, kernel = jnp.ones((4, 32, 32, 24)), jnp.ones((3, 3, 24, 24))
+print("ynn" in jax.jit(conv2d).lower(x, kernel).compile().as_text())
+"""
+
+
+@pytest.mark.skipif(jaxlib.__version__ != "0.10.2", reason="other versions are left as they are")
+def test_the_scripts_convolutions_are_xlas_own():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    root = Path(__file__).parents[2]
+
+    def run(script):
+        command = [sys.executable, "-c", script]
+        result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    assert run(CONVOLUTION.replace("train.choose_convolutions()", "")) == "True"
+    assert run(CONVOLUTION) == "False"
+
+
+@pytest.mark.parametrize("version", ["0.10.1", "0.10.2"])
+def test_flags_of_the_user_come_first(version, monkeypatch):
+    monkeypatch.setattr(jaxlib, "__version__", version)
+    ours = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+    for before, after in (("", ours), ("--xla_a=1", f"--xla_a=1 {ours}")):
+        monkeypatch.setenv("XLA_FLAGS", before)
+        choose_convolutions()
+        assert os.environ["XLA_FLAGS"] == (after if version == "0.10.2" else before)
+        choose_convolutions()
+        assert os.environ["XLA_FLAGS"].count("ynn") == (version == "0.10.2")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=+dot")
+    choose_convolutions()
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type=+dot"
