@@ -197,7 +197,8 @@ def table(report: dict) -> str:
         "rest": "outside the solves",
     }
     parts = [(labels[part], taken) for part, taken in step["parts_seconds"].items()]
-    parts.append(("between kernels", traced - sum(step["parts_seconds"].values())))
+    # On CPUs convolutions may run on threads of which the profiler does not tell.
+    parts.append(("not told by the profiler", traced - sum(step["parts_seconds"].values())))
     shares = markdown(
         ("of a training step, traced", "ms", "share"),
         [(label, f"{1e3 * taken:.1f}", f"{taken / traced:.1%}") for label, taken in parts],

@@ -88,7 +88,7 @@ def test_solver(run, arguments):
     assert step["nfe"] == {"forward": 4, "backward": 3}
     parts = step["parts_seconds"]
     assert all(taken > 0 for taken in parts.values())
-    assert 0.5 * step["traced_seconds"] < sum(parts.values()) <= step["traced_seconds"]
+    assert sum(parts.values()) <= step["traced_seconds"]
     own = parts["forward"] + parts["backward"] + parts["buffers"]
     np.testing.assert_allclose(step["solver_share"], own / step["traced_seconds"])
     assert f"{step['solver_share']:.1%} of" in out
