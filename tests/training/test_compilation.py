@@ -95,7 +95,8 @@ def test_the_scripts_convolutions_are_xlas_own():
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
 
-    assert run(CONVOLUTION.replace("train.choose_convolutions()", "")) == "True"
+    if run(CONVOLUTION.replace("train.choose_convolutions()", "")) == "False":
+        pytest.skip("there is no YNNPACK for this processor")
     assert run(CONVOLUTION) == "False"
 
 
