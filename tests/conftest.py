@@ -10,6 +10,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
+from mdeq_jax.training.compilation import choose_convolutions
+
+choose_convolutions()  # those that the scripts choose, whichever tests are run
+
 REPOSITORY = Path(__file__).parent.parent
 CACHE = REPOSITORY / ".jax_cache"
 
