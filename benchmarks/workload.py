@@ -95,9 +95,9 @@ def cell_problem(config, batch_size: int) -> CellProblem:
         weights = model.apply(variables, method="cell_weights")
         z = model.zero_state(injection)
         masks = None
-        if model.dropout > 0:
+        if spec.dropout > 0:
             keys = sample_keys(jax.random.key(0), 0, batch_size)
-            masks = make_masks(keys, model.dropout, spec, z)
+            masks = make_masks(keys, spec, z)
         x = CellInput(injection, masks)
         z, _ = lax.scan(lambda z, _: (apply_cell(spec, weights, z, x), None), z, length=3)
         return weights, z, x

@@ -79,19 +79,22 @@ def _pull_back(f, params, z, x, u):
     """u^T (df/dparams, df/dx), on GPUs without what would wait in memory for the adjoint solve.
 
     XLA computes the linearisation at z once, for that solve and for this. What only this needs is
-    computed again: all but convolutions, products and sums, and z in one array, which are held
-    anyway.
+    computed again, and z is held in one array, as it is anyway.
     """
     if backend.on_cpu():
         return jax.vjp(lambda params, x: f(params, z, x), params, x)[1](u)
     flat, unravel = ravel_batch(z)
-
-    def evaluate(params, x, flat):
-        return f(params, unravel(flat), x)
-
-    held = ("conv_general_dilated", "dot_general", "reduce_sum")
-    evaluate = jax.checkpoint(evaluate, policy=lambda operation, *_, **__: operation.name in held)
+    evaluate = frugal(lambda params, x, flat: f(params, unravel(flat), x))
     return jax.vjp(lambda params, x: evaluate(params, x, flat), params, x)[1](u)
+
+
+def frugal(f: Callable) -> Callable:
+    """`f`, whose linearisation holds convolutions, products, sums and what has a name.
+
+    The name is one given by `jax.ad_checkpoint.checkpoint_name`. All else is computed again.
+    """
+    held = ("conv_general_dilated", "dot_general", "reduce_sum", "name")
+    return jax.checkpoint(f, policy=lambda operation, *_, **__: operation.name in held)
 
 
 @jax.custom_vjp

@@ -1,7 +1,7 @@
 """What the models share: convolutions, norms, dropout masks, resizing."""
 
 from mdeq_jax.layers.conv import Conv, ConvKernel, conv2d, torch_uniform, weight_norm
-from mdeq_jax.layers.dropout import dropout_mask, sample_keys
+from mdeq_jax.layers.dropout import dropout, dropout_mask, sample_keys
 from mdeq_jax.layers.norm import Affine, BatchNorm, group_norm
 from mdeq_jax.layers.resize import resize_bilinear, upsample_nearest
 
@@ -11,6 +11,7 @@ __all__ = [
     "Conv",
     "ConvKernel",
     "conv2d",
+    "dropout",
     "dropout_mask",
     "group_norm",
     "resize_bilinear",

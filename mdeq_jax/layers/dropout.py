@@ -20,14 +20,17 @@ def sample_keys(key: jax.Array, first: int | jax.Array, count: int) -> jax.Array
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(count))
 
 
-def dropout_mask(keys: jax.Array, rate: float, shape: tuple[int, ...], dtype=jnp.float32):
-    """A mask of 0 and 1 / (1 - rate) to multiply with (Gal, Ghahramani 2016).
+def dropout_mask(keys: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+    """What `dropout` keeps, as bool (Gal, Ghahramani 2016).
 
     Args:
         keys: `[B]` random keys, one a sample.
-        rate: probability of a zero, in [0, 1).
+        rate: probability of False, in [0, 1).
         shape: of the mask, `[B, ...]`.
-        dtype: of the mask.
     """
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape[1:]))(keys)
-    return kept.astype(dtype) / (1 - rate)
+    return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape[1:]))(keys)
+
+
+def dropout(x: jax.Array, mask: jax.Array, rate: float) -> jax.Array:
+    """x / (1 - rate) where `mask` is True, else zero."""
+    return jnp.where(mask, x * (1 / (1 - rate)), 0)

@@ -69,6 +69,7 @@ def build_model(config) -> nn.Module:
         block_gn_affine=model.block_gn_affine,
         fuse_gn_affine=model.fuse_gn_affine,
         post_gn_affine=model.post_gn_affine,
+        dropout=model.dropout,
         dtype=dtype,
     )
     segmentation = model.name == "mdeq_segmenter"
@@ -97,7 +98,6 @@ def build_model(config) -> nn.Module:
         head=head,
         f_solver=f_solver,
         gradient=_build_gradient(config, f_solver, b_solver),
-        dropout=model.dropout,
         downsample_times=model.downsample_times,
     )
 

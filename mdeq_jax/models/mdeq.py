@@ -43,7 +43,6 @@ class MDEQ(nn.Module):
         head: equilibrium to logits.
         f_solver: forward solver, settings bound.
         gradient: one of `mdeq_jax.implicit.GRADIENTS`, settings bound.
-        dropout: rate of the variational dropout in the cell.
         downsample_times: how often the stem halves the image.
 
     With `config.train.sync_batch_norm` training mode works only inside `pmap`, axis "batch".
@@ -54,7 +53,6 @@ class MDEQ(nn.Module):
     head: nn.Module
     f_solver: Callable[..., Solution]
     gradient: Callable[..., Scales]
-    dropout: float
     downsample_times: int
 
     def __call__(
@@ -96,9 +94,9 @@ class MDEQ(nn.Module):
         weights = self.cell()
         start = self.zero_state(injection) if z0 is None else z0
         masks = None
-        if train and self.dropout > 0:
+        if train and self.cell.spec.dropout > 0:
             keys = sample_keys(self.make_rng("dropout"), first_sample, images.shape[0])
-            masks = make_masks(keys, self.dropout, self.cell.spec, start)
+            masks = make_masks(keys, self.cell.spec, start)
         x = CellInput(injection, masks)
         f = partial(apply_cell, self.cell.spec)
 

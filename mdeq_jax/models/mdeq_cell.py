@@ -12,11 +12,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mdeq_jax.layers import (
     Affine,
     ConvKernel,
     conv2d,
+    dropout,
     dropout_mask,
     group_norm,
     upsample_nearest,
@@ -37,6 +39,7 @@ class CellSpec(NamedTuple):
         weight_norm: weight-normalised blocks and post-fusion convolutions.
         fuse_weight_norm: weight-normalised fusion convolutions too (TorchDEQ's models).
         block_gn_affine, fuse_gn_affine, post_gn_affine: which group norms have scale and bias.
+        dropout: rate of the variational dropout in the blocks, where there are masks for it.
         dtype: type of the computation; None: that of weights and state.
     """
 
@@ -50,6 +53,7 @@ class CellSpec(NamedTuple):
     block_gn_affine: bool
     fuse_gn_affine: bool
     post_gn_affine: bool
+    dropout: float
     dtype: jnp.dtype | None = None
 
     @property
@@ -63,8 +67,8 @@ class CellInput(NamedTuple):
 
     Attributes:
         injection: `[B, H, W, channels[0]]`, added in the first block of the highest resolution.
-        masks: dropout masks, one `[B, H_i, W_i, channels[i]]` for each block of each resolution;
-            None without dropout.
+        masks: what dropout keeps, one bool `[B, H_i, W_i, channels[i]]` for each block of each
+            resolution; None without dropout.
     """
 
     injection: jax.Array
@@ -153,24 +157,26 @@ def _fusion_layers(channels: tuple[int, ...]):
                 yield f"fuse{i}_{j}_{k}", 3, from_width, to_width if last else from_width
 
 
-def make_masks(keys: jax.Array, rate: float, spec: CellSpec, z: Scales):
+def make_masks(keys: jax.Array, spec: CellSpec, z: Scales):
     """Dropout masks for `CellInput`, from one random key a sample and the shapes of the state."""
     split = jax.vmap(lambda key: jax.random.split(key, sum(spec.num_blocks)))(keys)
     keys = iter(split.swapaxes(0, 1))  # [blocks, B]
     return tuple(
-        tuple(dropout_mask(next(keys), rate, z_i.shape, spec.dtype or z_i.dtype) for _ in range(n))
+        tuple(dropout_mask(next(keys), spec.dropout, z_i.shape) for _ in range(n))
         for n, z_i in zip(spec.num_blocks, z)
     )
 
 
-def _block(weights, z, injection, mask, num_groups):
+def _block(spec, weights, z, injection, mask):
+    num_groups = spec.num_groups
     y = conv2d(z, weights["conv1"])  # [B, H_i, W_i, expansion c]
     y = nn.relu(group_norm(y, num_groups, weights["norm1"]))
     y = conv2d(y, weights["conv2"])  # [B, H_i, W_i, c]
     if mask is not None:
-        y = y * mask
+        y = dropout(y, mask, spec.dropout)
     if injection is not None:
         y = y + injection
+    y = checkpoint_name(y, "norm2_input")  # held for backward passes, in the convolution's place
     y = group_norm(y, num_groups, weights["norm2"])
     return group_norm(nn.relu(y + z), num_groups, weights["norm3"])
 
@@ -215,7 +221,7 @@ def apply_cell(spec: CellSpec, weights: dict, z: Scales, x: CellInput) -> Scales
         for b in range(spec.num_blocks[i]):
             mask = None if x.masks is None else x.masks[i][b]
             add = injection if i == b == 0 else None
-            y = _block(weights[f"branch{i}_block{b}"], y, add, mask, spec.num_groups)
+            y = _block(spec, weights[f"branch{i}_block{b}"], y, add, mask)
         branches.append(y)
     if spec.num_scales > 1:
         fused = []

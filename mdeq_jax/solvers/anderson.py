@@ -152,7 +152,8 @@ def anderson(
         alpha = jnp.where(usable[:, None], alpha, plain)
         mixed = fs if beta == 1 else fs - (1 - beta) * gs
         proposed = jnp.einsum("bm,bmd->bd", alpha, mixed, precision=lax.Precision.HIGHEST)
-        return _Ring(fs, gs, gram, filled), proposed.astype(dtype), jnp.zeros_like(active)
+        z = jnp.where(active[:, None], proposed.astype(dtype), z)
+        return _Ring(fs, gs, gram, filled), z, jnp.zeros_like(active)
 
     return iterate(
         f,

@@ -69,7 +69,8 @@ class Solution(NamedTuple):
 
 
 # (algorithm state, step, z, f(z), f(z) - z, active) -> (algorithm state, next z, stuck [B]).
-# Rows of samples that are not active may hold anything finite; the loop keeps them where they are.
+# In the next z, samples that are not active or that are stuck are where they were. A sample that is
+# not active is not stuck.
 Update = Callable[
     [Any, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], tuple[Any, jax.Array, jax.Array]
 ]
@@ -216,13 +217,8 @@ def iterate(
 
     def body(loop: _Loop) -> _Loop:
         active = loop.status == _ACTIVE
-        algorithm, proposed, stuck = update(
-            loop.algorithm, loop.step, loop.z, loop.fz, loop.gz, active
-        )
-        # A sample whose update is undefined stays where it is, and so does one that is done.
-        stuck &= active
+        algorithm, z, stuck = update(loop.algorithm, loop.step, loop.z, loop.fz, loop.gz, active)
         moving = active & ~stuck
-        z = jnp.where(moving[:, None], proposed, loop.z)
         fz = f(z)
         step = loop.step + 1
 

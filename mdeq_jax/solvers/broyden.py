@@ -140,15 +140,19 @@ def broyden(
 
     def update(history, step, z, fz, gz, active):
         inverse, delta, stuck = next_step(history, gz, step)
+        stuck &= active
         delta = jnp.where((active & ~stuck)[:, None], delta, 0)
+        steps, z = history.steps.at[:, step].set(delta.astype(stored), mode="drop"), z + delta
+        if not backend.on_cpu():  # else the step itself lies in memory while f is evaluated
+            steps, z = lax.optimization_barrier((steps, z))
         history = _History(
-            steps=history.steps.at[:, step].set(delta.astype(stored), mode="drop"),
+            steps=steps,
             sqnorms=history.sqnorms.at[:, step].set(
                 jnp.sum(jnp.square(delta), axis=1), mode="drop"
             ),
             inverse=inverse,
         )
-        return history, z + delta, stuck
+        return history, z, stuck
 
     solution = iterate(
         f,

@@ -38,7 +38,8 @@ def fixed_point_iteration(
         raise ValueError(f"tau must be in (0, 1]; got {tau}.")
 
     def update(state, step, z, fz, gz, active):
-        return state, z + tau * gz if tau != 1 else fz, jnp.zeros_like(active)
+        proposed = z + tau * gz if tau != 1 else fz
+        return state, jnp.where(active[:, None], proposed, z), jnp.zeros_like(active)
 
     return iterate(
         f,

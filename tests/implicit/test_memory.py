@@ -1,11 +1,14 @@
 """What a gradient keeps: independent of the number of solver steps, unlike unrolled autodiff."""
 
+from collections import Counter
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from mdeq_jax.implicit import equilibrium
+from mdeq_jax.implicit.attach import frugal
+from mdeq_jax.models.mdeq_cell import CellInput, CellSpec, MDEQCell, apply_cell, make_masks
 from mdeq_jax.solvers import broyden, fixed_point_iteration
 
 BATCH, SIZE = 8, 2048
@@ -53,3 +56,24 @@ def test_broyden_needs_one_state_a_step():
         for steps in (10, 40)
     )
     assert 0.95 * 30 * STATE_BYTES <= many - few <= 1.15 * 30 * STATE_BYTES
+
+
+def test_on_gpus_the_pullback_to_parameters_holds_one_array_a_convolution():
+    """The shapes that the linearisation of a cell with dropout keeps, by their channels."""
+    spec = CellSpec((4, 8), (1, 1), (0, 0), 5, 2, True, False, True, True, False, dropout=0.2)
+    z = tuple(jnp.zeros((2, size, size, width)) for size, width in zip((8, 4), spec.channels))
+    weights = MDEQCell(spec).init_with_output(jax.random.key(0))[0]
+    masks = make_masks(jax.random.split(jax.random.key(1), 2), spec, z)
+    x = CellInput(jnp.ones_like(z[0]), masks)
+
+    def held(wrap):
+        cell = wrap(lambda weights, x: apply_cell(spec, weights, z, x))
+        pullback = jax.eval_shape(lambda *args: jax.vjp(cell, *args)[1], weights, x)
+        shapes = [leaf.shape for leaf in jax.tree.leaves(pullback) if len(leaf.shape) == 4]
+        return Counter(shape for shape in shapes if shape[0] == 2)
+
+    plain, frugally = held(lambda f: f), held(frugal)
+    assert frugally[2, 8, 8, 20] == frugally[2, 4, 4, 40] == 1 < plain[2, 8, 8, 20]
+    # Mask, the sum that the second norm is taken of, what is upsampled, the post-fusion's.
+    assert frugally[2, 8, 8, 4] <= 4 < plain[2, 8, 8, 4] / 2
+    assert sum(frugally.values()) < sum(plain.values()) / 2
