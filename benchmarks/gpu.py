@@ -4,15 +4,21 @@
 
 Trains and infers with each, in float32 (convolutions in TF32, JAX's default), in float32 with
 Broyden's history in bfloat16, and all in bfloat16; each in a process of its own, so that its peak
-memory is its own. A run whose file is in `--output` is not made again: after an interruption the
-same command goes on. `--only=cifar10_tiny` makes the runs whose names contain this. Every solve
-takes all of its steps, as the original's did for its figures.
+memory is its own. Training is compiled in a process before it and comes from JAX's compilation
+cache, in `--output`: while XLA tries its algorithms out it takes memory that a step does not need.
+A run whose file is in `--output` is not made again: after an interruption the same command goes
+on. `--only=cifar10_tiny` makes the runs whose names contain this, `--only=none` prints those that
+are there, and `--minutes=8` begins no run after so long. Every solve takes all of its steps, as the
+original's did for its figures. One GPU is used, the first.
 """
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,8 +93,11 @@ def table(reports: dict[tuple[str, str, str], dict]) -> str:
         original, goal = (
             (target.train, target.train_goal) if training else (target.infer, target.infer_goal)
         )
-        rate, held = report["images_per_second"], report["memory"]
-        used = (held["peak_bytes"] or held["planned_bytes"]) / 1e9
+        rate, memory = report["images_per_second"], ("", "", "", "")
+        if training:
+            held = (report["memory"]["planned_bytes"], report["memory"]["peak_bytes"])
+            told = ("" if value is None else f"{value / 1e9:.2f}" for value in held)
+            memory = (*told, f"{target.memory:.1f}", f"{target.memory / 2:.2f}")
         rows.append(
             (
                 f"{config}, batch {target.batch}, {mode}",
@@ -97,42 +106,78 @@ def table(reports: dict[tuple[str, str, str], dict]) -> str:
                 f"{original:,.0f}",
                 f"{rate / original:.2f}",
                 f"{goal:,.0f}",
-                "yes" if rate >= goal else "no",
-                f"{used:.2f}",
-                f"{target.memory:.1f}" if training else "",
-                f"{target.memory / 2:.2f}" if training else "",
+                "ended early" if report["warning"] else "yes" if rate >= goal else "no",
+                *memory,
                 f"{report['compile_s']:.0f}",
             )
         )
     head = ("images a second", "precision", "here", "original", "times", "goal", "reached")
-    return markdown((*head, "GB", "original", "goal", "compile, s"), rows)
+    head += ("GB planned", "peak", "original", "goal", "compile, s")
+    machines = sorted({report["machine"] for report in reports.values()})
+    return f"{markdown(head, rows)}\n{'; '.join(machines)}"
 
 
-def main(argv) -> None:
+def make(run: tuple[str, str, str], path: Path, first: Path | None, *, repeats: int) -> bool:
+    """Makes one run, which writes `path`; whether it succeeded.
+
+    Args:
+        run: config, variant and mode.
+        path: file of the run.
+        first: file of a short run before it, which compiles; None without one.
+        repeats: timed runs.
+    """
+    settings = {
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+        "JAX_PLATFORMS": "cuda",  # no GPU is an error
+        "JAX_COMPILATION_CACHE_DIR": str(path.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    commands = [command(*run, path, repeats=repeats)]
+    if first is not None and not first.exists():
+        commands.insert(0, command(*run, first, repeats=1))
+    environment = os.environ | settings
+    return all(subprocess.run(line, env=environment).returncode == 0 for line in commands)
+
+
+def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
     """Makes the runs that are missing and prints the table."""
     del argv
-    output, reports, failed = Path(_OUTPUT.value), {}, []
+    output, reports, failed = Path(values.output), {}, []
     output.mkdir(parents=True, exist_ok=True)
-    for run in itertools.product(TARGETS, VARIANTS, MODES):
-        name = "_".join(run)
-        path = output / f"{name}.json"
-        if _ONLY.value in name and not path.exists():
-            print(f"{name} ...", flush=True)
-            if subprocess.run(command(*run, path, repeats=_REPEATS.value)).returncode:
-                failed.append(name)
-        if path.exists():
-            reports[run] = json.loads(path.read_text())
-    if reports:
-        print(table(reports))
+    end = time.monotonic() + 60 * values.minutes
+    try:
+        for run in itertools.product(TARGETS, VARIANTS, MODES):
+            name = "_".join(run)
+            path = output / f"{name}.json"
+            first = path.with_suffix(".first.json") if "training" in run else None
+            if values.only in name and not path.exists() and time.monotonic() < end:
+                print(f"{name} ...", flush=True)
+                if not make(run, path, first, repeats=values.repeats):
+                    failed.append(name)
+            if path.exists():
+                reports[run] = json.loads(path.read_text())
+                if first and first.exists():
+                    reports[run]["compile_s"] = json.loads(first.read_text())["compile_s"]
+    finally:
+        if reports:
+            print(table(reports), flush=True)
     if failed:
         sys.exit(f"These failed, for the reasons told above: {', '.join(failed)}.")
     if not reports:
-        sys.exit(f"--only={_ONLY.value!r} is in the name of no run, and {output} holds none.")
+        sys.exit(f"--only={values.only!r} is in the name of no run, and {output} holds none.")
+
+
+def define_own_flags(values: flags.FlagValues) -> None:
+    """Defines this benchmark's flags."""
+    flags.DEFINE_string("output", "runs/gpu", "Folder for a JSON file a run.", flag_values=values)
+    flags.DEFINE_string("only", "", "Make only runs whose names contain this.", flag_values=values)
+    flags.DEFINE_integer("repeats", 10, "Timed runs; medians are told.", flag_values=values)
+    flags.DEFINE_float("minutes", float("inf"), "Begins no run after so many.", flag_values=values)
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    _OUTPUT = flags.DEFINE_string("output", "runs/gpu", "Folder for a JSON file a run.")
-    _ONLY = flags.DEFINE_string("only", "", "Make only runs whose names contain this.")
-    _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed runs; medians are told.")
+    # As an interrupt: the run that is under way is stopped too, and the table printed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated."))
+    define_own_flags(flags.FLAGS)
     app.run(main)

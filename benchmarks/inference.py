@@ -163,8 +163,9 @@ def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
         )
     report = measure(config, values.batch, values.repeats, budgets)
     print(table(report))
-    if warning := check_steps(report):
-        print(warning)
+    report["warning"] = check_steps(report)
+    if report["warning"]:
+        print(report["warning"])
     write_json(values.json, report)
 
 

@@ -1,6 +1,7 @@
 """Flags, tables and files that the benchmarks of speed share."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,9 +57,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: str | None, report: dict) -> None:
-    """Writes a report, its folder too; nothing if there is no path."""
+    """Writes a report, whole or not at all, its folder too; nothing if there is no path."""
     if path is None:
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(report, indent=2) + "\n")
+    unfinished = Path(f"{path}.unfinished")
+    unfinished.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(unfinished, path)
     print(f"Wrote {path}.")

@@ -10,6 +10,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
+from mdeq_jax import backend
 from mdeq_jax.training.compilation import choose_convolutions
 
 choose_convolutions()  # those that the scripts choose, whichever tests are run
@@ -37,3 +38,15 @@ def reference_dir() -> Path:
     if not path.exists():
         pytest.skip(f"the original's figures are not here ({path})")
     return path
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    """Calls a function as it is computed on GPUs; it must not have been traced before."""
+
+    def call(function, *args):
+        with monkeypatch.context() as patched:
+            patched.setattr(backend, "on_cpu", lambda: False)
+            return function(*args)
+
+    return call

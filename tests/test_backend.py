@@ -8,23 +8,10 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from mdeq_jax import backend
 from mdeq_jax.implicit import equilibrium
 from mdeq_jax.layers import conv2d, group_norm
 from mdeq_jax.solvers import SOLVERS
 from mdeq_jax.solvers.base import _norms
-
-
-@pytest.fixture
-def as_on_gpu(monkeypatch):
-    """Calls a function as it is computed on GPUs."""
-
-    def call(function, *args):
-        with monkeypatch.context() as patched:
-            patched.setattr(backend, "on_cpu", lambda: False)
-            return function(*args)
-
-    return call
 
 
 def affine_map(x):

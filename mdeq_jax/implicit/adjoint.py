@@ -115,7 +115,7 @@ def solve_tangent(
         x: input injection.
         z: equilibrium; leaves `[B, ...]`.
         params_tangent: direction, like `params`.
-        x_tangent: direction, like `x`.
+        x_tangent: direction, like `x`; that of leaves without a derivative is not looked at.
         solver: any of `mdeq_jax.solvers`, with its settings bound by `functools.partial`.
 
     Returns:

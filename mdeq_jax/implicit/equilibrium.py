@@ -67,7 +67,8 @@ def equilibrium(
     Args:
         f: cell, `f(params, z, x) -> z`, which keeps the structure, shapes and types of z.
         params: parameters of the cell.
-        x: input injection.
+        x: input injection. Like `params`, any pytree; masks (bool) and token numbers (integers) may
+            be among its leaves.
         z0: start, leaves `[B, ...]`; it gets no gradient.
         f_solver: any of `mdeq_jax.solvers`, with its settings bound by `functools.partial`; not
             used by "reversible" and "unroll". "shine" needs `broyden`.

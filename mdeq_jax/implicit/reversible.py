@@ -114,20 +114,20 @@ def _backward(f, beta, steps, saved, cotangents):
         (saved, cotangents[0]), "reversible", "the 'unroll' or 'ift' gradient"
     )
     params, x, z0, limit, y, z = saved
-    moving, among = _with_derivatives((params, x))
+    floating, rebuild = _split_floating((params, x))
 
-    def evaluate(moving, z):
-        params, x = among(moving)
+    def evaluate(floating, z):
+        params, x = rebuild(floating)
         return f(params, z, x)
 
     def back(args):
         """Undoes new = (1 - beta) old + beta f(at): old, and what the cotangents become."""
         new, at, d_new, d_at, d_args = args
-        image, pullback = jax.vjp(evaluate, moving, at)
-        d_moving, d_point = pullback(jax.tree.map(lambda d: beta * d, d_new))
+        image, pullback = jax.vjp(evaluate, floating, at)
+        d_floating, d_point = pullback(jax.tree.map(lambda d: beta * d, d_new))
         add = partial(jax.tree.map, jnp.add)
         d_old = jax.tree.map(lambda d: (1 - beta) * d, d_new)
-        return _unrelax(beta, new, image), d_old, add(d_at, d_point), add(d_args, d_moving)
+        return _unrelax(beta, new, image), d_old, add(d_at, d_point), add(d_args, d_floating)
 
     def step(_, carry):
         y, z, d_y, d_z, d_args = carry
@@ -136,8 +136,8 @@ def _backward(f, beta, steps, saved, cotangents):
         return y, z, d_y, d_z, d_args
 
     zeros = partial(jax.tree.map, jnp.zeros_like)
-    start = (y, z, zeros(y), cotangent, zeros(moving))
-    _, rebuilt, _, _, d_moving = lax.fori_loop(0, limit, step, start)
+    start = (y, z, zeros(y), cotangent, zeros(floating))
+    _, rebuilt, _, _, d_floating = lax.fori_loop(0, limit, step, start)
     flat, first, last = (ravel_batch(state)[0] for state in (rebuilt, z0, z))
     drift = (sample_norm(flat - first) / (sample_norm(last) + 1e-9)).astype(jnp.float32)
     stats = BackwardStats(
@@ -146,23 +146,24 @@ def _backward(f, beta, steps, saved, cotangents):
         rel_residual=drift,
         status=jnp.where(drift < DRIFT_TOL, Status.CONVERGED, Status.DIVERGED).astype(jnp.float32),
     )
-    return *among(d_moving, others=False), None, None, stats
+    return *rebuild(d_floating, rest=None), None, None, stats
 
 
-def _with_derivatives(tree):
-    """Its leaves of floating types, and what puts such leaves in place, among None if not `others`.
+def _split_floating(tree):
+    """The leaves of floating types, and a function that puts such leaves back among the rest.
 
-    Masks and token numbers are the others.
+    Or among None, which is what the rest, masks and token numbers, have for gradients.
     """
     leaves, treedef = jax.tree.flatten(tree)
     chosen = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
 
-    def among(moving, others=True):
-        moving, rest = iter(moving), leaves if others else [None] * len(leaves)
-        placed = [next(moving) if moves else leaf for leaf, moves in zip(rest, chosen)]
-        return jax.tree.unflatten(treedef, placed)
+    def rebuild(floating, rest=leaves):
+        floating, rest = iter(floating), rest or [None] * len(leaves)
+        return jax.tree.unflatten(
+            treedef, [next(floating) if own else leaf for leaf, own in zip(rest, chosen)]
+        )
 
-    return [leaf for leaf, moves in zip(leaves, chosen) if moves], among
+    return [leaf for leaf, own in zip(leaves, chosen) if own], rebuild
 
 
 _iterate.defvjp(_forward, _backward)

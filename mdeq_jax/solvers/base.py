@@ -1,6 +1,6 @@
 """The one loop that every solver runs in: evaluation, stopping rule, best iterate, traces.
 
-A solver adds an `update` that proposes the next iterate; everything that decides when a sample is
+A solver adds an `update` that makes the next iterate; everything that decides when a sample is
 finished, and what is handed back, is here.
 """
 
@@ -167,7 +167,7 @@ def iterate(
         f: `[B, D] -> [B, D]`, one sample's output a function of that sample alone.
         z0: `[B, D]` start. A row that is not finite is given up at once: DIVERGED, and zero.
         init: makes the algorithm's state from `z0`.
-        update: proposes the next iterate, see `Update`.
+        update: makes the next iterate, see `Update`.
         max_steps: sizes the buffers; `f` is evaluated at most `max_steps + 1` times.
         tol: a sample is finished once its residual is under this.
         stop_mode: which residual counts, "rel" or "abs".

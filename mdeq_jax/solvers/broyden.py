@@ -13,7 +13,8 @@ so H_k y = -y + sum_{i<k} u_i a_i, where a_i = v_i . y follows from the unit low
     a_i = -D_i . y + sum_{j<i} (D_i . u_j) a_j.
 
 With w = H_k g_{k+1} the next step is D_{k+1} = -w |D_k|^2 / (D_k . w + |D_k|^2). One step reads
-the history twice, once for inner products and once for a combination.
+the history twice, once for inner products (on CPUs once for each of the two) and once for a
+combination.
 """
 
 from collections.abc import Callable
@@ -142,17 +143,12 @@ def broyden(
         inverse, delta, stuck = next_step(history, gz, step)
         stuck &= active
         delta = jnp.where((active & ~stuck)[:, None], delta, 0)
-        steps, z = history.steps.at[:, step].set(delta.astype(stored), mode="drop"), z + delta
-        if not backend.on_cpu():  # else the step itself lies in memory while f is evaluated
-            steps, z = lax.optimization_barrier((steps, z))
-        history = _History(
-            steps=steps,
-            sqnorms=history.sqnorms.at[:, step].set(
-                jnp.sum(jnp.square(delta), axis=1), mode="drop"
-            ),
-            inverse=inverse,
-        )
-        return history, z, stuck
+        z, sqnorm = z + delta, jnp.sum(jnp.square(delta), axis=1)
+        steps = history.steps.at[:, step].set(delta.astype(stored), mode="drop")
+        if not backend.on_cpu():  # or the step itself would lie in memory while f is evaluated
+            z, sqnorm, steps = lax.optimization_barrier((z, sqnorm, steps))
+        sqnorms = history.sqnorms.at[:, step].set(sqnorm, mode="drop")
+        return _History(steps, sqnorms, inverse), z, stuck
 
     solution = iterate(
         f,

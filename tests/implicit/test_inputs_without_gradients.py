@@ -28,7 +28,8 @@ def inputs():
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_every_gradient_takes_them(gradient, x64):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_every_gradient_takes_them(gradient, on_gpu, as_on_gpu, x64):
     params, add, fixed = inputs()
 
     def loss(f, params, add, fixed):
@@ -38,10 +39,12 @@ def test_every_gradient_takes_them(gradient, x64):
 
     with_them = jax.jit(jax.grad(lambda *args: loss(cell, *args), argnums=(0, 1)))
     without = jax.jit(jax.grad(lambda *args: loss(plain_cell, *args), argnums=(0, 1)))
-    assert_trees_close(with_them(params, add, fixed), without(params, add, {}), rtol=1e-12)
+    ours = (as_on_gpu if on_gpu else lambda f, *args: f(*args))(with_them, params, add, fixed)
+    assert_trees_close(ours, without(params, add, {}), rtol=1e-9)
 
 
-def test_so_do_gradients_of_the_gradient_tangents_and_the_jacobian_loss(x64):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_so_do_gradients_of_the_gradient_tangents_and_the_jacobian_loss(on_gpu, as_on_gpu, x64):
     params, add, fixed = inputs()
 
     def everything(f, params, add, fixed):
@@ -60,11 +63,12 @@ def test_so_do_gradients_of_the_gradient_tangents_and_the_jacobian_loss(x64):
         z = jax.lax.stop_gradient(
             equilibrium(f, params, x_of(add), start(f), f_solver=SOLVE, b_solver=SOLVE)[0]
         )
-        tangent = {"add": jnp.ones_like(add), **jax.tree.map(jnp.zeros_like, fixed)}
+        tangent = {"add": jnp.ones_like(add), **fixed}
         moved, _ = solve_tangent(f, params, x_of(add), z, params, tangent, solver=SOLVE)
         penalty = jax.grad(lambda p: jacobian_loss(f, p, x_of(add), z, key=jax.random.key(0)))
         return jax.grad(squares)(params), moved, penalty(params)
 
-    with_them = jax.jit(lambda *args: everything(cell, *args))(params, add, fixed)
+    call = as_on_gpu if on_gpu else lambda f, *args: f(*args)
+    with_them = call(jax.jit(lambda *args: everything(cell, *args)), params, add, fixed)
     without = jax.jit(lambda *args: everything(plain_cell, *args))(params, add, {})
     assert_trees_close(with_them, without, rtol=1e-9)

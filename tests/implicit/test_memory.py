@@ -58,7 +58,7 @@ def test_broyden_needs_one_state_a_step():
     assert 0.95 * 30 * STATE_BYTES <= many - few <= 1.15 * 30 * STATE_BYTES
 
 
-def test_on_gpus_the_pullback_to_parameters_holds_one_array_a_convolution():
+def test_on_gpus_the_pullback_to_parameters_holds_one_array_a_convolution(as_on_gpu):
     """The shapes that the linearisation of a cell with dropout keeps, by their channels."""
     spec = CellSpec((4, 8), (1, 1), (0, 0), 5, 2, True, False, True, True, False, dropout=0.2)
     z = tuple(jnp.zeros((2, size, size, width)) for size, width in zip((8, 4), spec.channels))
@@ -72,7 +72,7 @@ def test_on_gpus_the_pullback_to_parameters_holds_one_array_a_convolution():
         shapes = [leaf.shape for leaf in jax.tree.leaves(pullback) if len(leaf.shape) == 4]
         return Counter(shape for shape in shapes if shape[0] == 2)
 
-    plain, frugally = held(lambda f: f), held(frugal)
+    plain, frugally = as_on_gpu(held, lambda f: f), as_on_gpu(held, frugal)
     assert frugally[2, 8, 8, 20] == frugally[2, 4, 4, 40] == 1 < plain[2, 8, 8, 20]
     # Mask, the sum that the second norm is taken of, what is upsampled, the post-fusion's.
     assert frugally[2, 8, 8, 4] <= 4 < plain[2, 8, 8, 4] / 2
