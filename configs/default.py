@@ -5,6 +5,7 @@ override any field (`--config.solver.forward.max_steps=20`). Fields that are not
 refused. A field that is `None` here leaves the choice to the part that reads it, and setting it
 for a part that does not have it (a ring size `m` for Broyden, say) is an error. Settings of what
 is switched off (of the backward solver, where the gradient solves nothing) are said at the start.
+The command line cannot make a number `None` that a config has set: write a config that does not.
 """
 
 import ml_collections
@@ -102,7 +103,7 @@ def get_config() -> ml_collections.ConfigDict:
             decay_epochs=placeholder(tuple),  # step: when the rate falls
             decay_factor=placeholder(float),  # step: what it is multiplied by; None: 0.1
             decay_power=placeholder(float),  # polynomial; None: 0.9
-            grad_clip=placeholder(float),  # global norm
+            grad_clip=placeholder(float),  # global norm; inf, as None: no clipping
             accumulate_steps=1,  # parts in which each device takes its share of a batch
             ema_decay=placeholder(float),  # moving average of the weights, which is evaluated
             max_skipped_updates=20,  # in a row, with a loss or gradient that is not finite
