@@ -117,6 +117,23 @@ def table(reports: dict[tuple[str, str, str], dict]) -> str:
     return f"{markdown(head, rows)}\n{'; '.join(machines)}"
 
 
+def one_gpu() -> dict[str, str]:
+    """Environment variables with which JAX uses the first GPU, and nothing else."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return {"CUDA_VISIBLE_DEVICES": first, "JAX_PLATFORMS": "cuda"}
+
+
+def check_gpu() -> None:
+    """Ends the program where there is none; asked in another process, which gives it free again."""
+    ask = [sys.executable, "-c", "import jax; jax.devices()"]
+    answer = subprocess.run(ask, env=os.environ | one_gpu(), capture_output=True, text=True)
+    if answer.returncode:
+        sys.exit(
+            f"{answer.stderr}JAX finds no NVIDIA GPU here. With one, install the extra `cuda`: "
+            'pip install -e ".[cuda]"; benchmarks.train_step and benchmarks.inference run anywhere.'
+        )
+
+
 def make(run: tuple[str, str, str], path: Path, first: Path | None, *, repeats: int) -> bool:
     """Makes one run, which writes `path`; whether it succeeded.
 
@@ -126,16 +143,14 @@ def make(run: tuple[str, str, str], path: Path, first: Path | None, *, repeats: 
         first: file of a short run before it, which compiles; None without one.
         repeats: timed runs.
     """
-    settings = {
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
-        "JAX_PLATFORMS": "cuda",  # no GPU is an error
+    cache = {
         "JAX_COMPILATION_CACHE_DIR": str(path.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     commands = [command(*run, path, repeats=repeats)]
     if first is not None and not first.exists():
         commands.insert(0, command(*run, first, repeats=1))
-    environment = os.environ | settings
+    environment = os.environ | one_gpu() | cache
     return all(subprocess.run(line, env=environment).returncode == 0 for line in commands)
 
 
@@ -144,13 +159,17 @@ def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
     del argv
     output, reports, failed = Path(values.output), {}, []
     output.mkdir(parents=True, exist_ok=True)
+    runs = {"_".join(run): run for run in itertools.product(TARGETS, VARIANTS, MODES)}
+    paths = {name: output / f"{name}.json" for name in runs}
+    missing = [name for name in runs if values.only in name and not paths[name].exists()]
+    if missing:
+        check_gpu()
     end = time.monotonic() + 60 * values.minutes
     try:
-        for run in itertools.product(TARGETS, VARIANTS, MODES):
-            name = "_".join(run)
-            path = output / f"{name}.json"
+        for name, run in runs.items():
+            path = paths[name]
             first = path.with_suffix(".first.json") if "training" in run else None
-            if values.only in name and not path.exists() and time.monotonic() < end:
+            if name in missing and time.monotonic() < end:
                 print(f"{name} ...", flush=True)
                 if not make(run, path, first, repeats=values.repeats):
                     failed.append(name)

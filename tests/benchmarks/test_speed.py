@@ -176,7 +176,10 @@ def test_gpu_commands_are_understood(mode, tmp_path, monkeypatch):
 def test_gpu_runs_are_made_once_and_training_comes_from_the_cache(tmp_path, monkeypatch, capsys):
     made = []
 
-    def run(command, env):
+    def run(command, env, **_):
+        assert env["JAX_PLATFORMS"] == "cuda"
+        if "-c" in command:
+            return subprocess.CompletedProcess(command, 0)
         path = Path(next(word for word in command if word.startswith("--json="))[7:])
         first = "--repeats=1" in command
         memory = {"peak_bytes": 9e9 if first else 4e8, "planned_bytes": 3e8}
@@ -204,6 +207,19 @@ def test_gpu_runs_are_made_once_and_training_comes_from_the_cache(tmp_path, monk
 
     values.minutes, values.only = 1.0, "cifar10_tiny_bfloat16"
     with pytest.raises(SystemExit, match=r"These failed.*: cifar10_tiny_bfloat16_training"):
+        gpu.main([], values)
+
+
+def test_without_a_gpu_nothing_is_run(tmp_path, monkeypatch):
+    def run(command, **_):
+        assert "-c" in command
+        return subprocess.CompletedProcess(command, 1, stderr="no plugin\n")
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    values = flags.FlagValues()
+    gpu.define_own_flags(values)
+    values(["gpu", f"--output={tmp_path}"])
+    with pytest.raises(SystemExit, match="no plugin\nJAX finds no NVIDIA GPU here"):
         gpu.main([], values)
 
 
