@@ -53,8 +53,7 @@ def predict(config, workdir: Path, source: str, checkpoint: str) -> None:
 def main(_):
     logging.set_verbosity(logging.WARNING)
     choose_convolutions()
-    if _CACHE.value:
-        keep_compiled_programs()
+    keep_compiled_programs(_CACHE.value)
     config, checkpoint = _CONFIG.value, _CHECKPOINT.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     try:

@@ -24,8 +24,7 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     choose_convolutions()
-    if _CACHE.value:
-        keep_compiled_programs()
+    keep_compiled_programs(_CACHE.value)
     try:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         train_and_evaluate(config, _WORKDIR.value or f"runs/{config.name}")

@@ -21,16 +21,19 @@ def choose_convolutions() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}=-individual_convolution".lstrip()
 
 
-def keep_compiled_programs() -> Path | None:
-    """Turns on JAX's persistent compilation cache, in a folder of the user's.
+def keep_compiled_programs(keep: bool = True) -> Path | None:
+    """Turns JAX's persistent compilation cache on, in a folder of the user's, or off.
 
     The folder is `$JAX_COMPILATION_CACHE_DIR` where that is set (JAX's own way of choosing it),
     else `mdeq_jax/jax` in `$XDG_CACHE_HOME` or, without that, in `~/.cache`. Processes may share
     it: what another one is still writing is compiled again. It may be deleted at any time.
 
     Returns:
-        The folder; None, and a warning, where it cannot be written, and all is compiled anew.
+        The folder; None where nothing is kept: it was turned off, or cannot be written (a warning).
     """
+    if not keep:  # whichever folder was chosen
+        jax.config.update("jax_enable_compilation_cache", False)
+        return None
     chosen = jax.config.jax_compilation_cache_dir
     if chosen:
         return Path(chosen)

@@ -13,6 +13,7 @@ from configs import default
 from mdeq_jax.convert import convert_state_dict, load_torch_file
 from mdeq_jax.implicit import ift, neumann, one_step, phantom, reversible, shine, unroll
 from mdeq_jax.models import CellInput, apply_cell, build_model
+from mdeq_jax.models.mdeq_cell import make_masks
 from mdeq_jax.solvers import broyden
 from mdeq_jax.tree import ravel_batch
 
@@ -37,6 +38,30 @@ def cell(reference_dir, x64):
     weights = model.apply(variables, method="cell_weights")
     f = partial(apply_cell, model.cell.spec)
     return f, weights, CellInput(injection), model.zero_state(injection)
+
+
+def test_the_cell_and_its_gradient_as_on_gpus(cell, as_on_gpu):
+    """With dropout; as on CPUs they are compared with the original's figures elsewhere."""
+    f, weights, x, z0 = cell
+    spec = f.args[0]._replace(dropout=0.3)
+    f = partial(apply_cell.__wrapped__, spec)  # traced anew each time
+    masks = make_masks(jax.random.split(jax.random.key(0), 1), spec, z0)
+    solver = partial(broyden, max_steps=40, tol=1e-11)
+    flat0, unravel = ravel_batch(z0)
+
+    def value_and_gradient(weights, injection):
+        x = CellInput(injection, masks)
+        found = solver(lambda z: ravel_batch(f(weights, unravel(z), x))[0], flat0)
+        z_star, pullback = jax.vjp(
+            lambda w, i: ift(f, w, CellInput(i, masks), unravel(found.z), b_solver=solver),
+            weights,
+            injection,
+        )
+        return z_star, pullback(jax.tree.map(jnp.cos, z_star))
+
+    on_cpu = jax.jit(lambda *args: value_and_gradient(*args))(weights, x.injection)
+    on_gpu = as_on_gpu(jax.jit(lambda *args: value_and_gradient(*args)), weights, x.injection)
+    assert_trees_close(on_gpu, on_cpu, rtol=1e-8)
 
 
 def mix(weight, old, new):

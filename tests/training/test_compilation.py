@@ -19,6 +19,7 @@ def no_cache():
     jax.config.update("jax_compilation_cache_dir", None)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
@@ -34,6 +35,12 @@ def test_the_users_cache_folder(no_cache, variable, tmp_path, monkeypatch):
 def test_a_folder_chosen_before_is_left_alone(no_cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     assert keep_compiled_programs() == tmp_path / "own"
+
+
+def test_it_can_be_switched_off_whatever_folder_was_chosen(no_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    assert keep_compiled_programs(False) is None
+    assert not jax.config.jax_enable_compilation_cache
 
 
 def test_a_folder_that_cannot_be_made_is_no_error(no_cache, tmp_path, monkeypatch, caplog):
