@@ -60,9 +60,14 @@ def _attach(f, adjoint, linearize_at, params, x, z_star, extra, stats):
 
 def _forward(f, adjoint, linearize_at, params, x, z_star, extra, stats):
     # By `_attach` again, so that a derivative of the gradient sees how the equilibrium moves.
-    value = _attach(f, adjoint, linearize_at, params, x, z_star, extra, stats)
+    value = _attach(partial(_linearized, f), adjoint, linearize_at, params, x, z_star, extra, stats)
     point = value if linearize_at == "f_z_star" else _moving_with(z_star, value)
     return value, (params, x, point, extra)
+
+
+def _linearized(f, params, z, x):
+    """f, written as it is where it is linearised, so that XLA evaluates it once for both."""
+    return jax.vjp(f, params, z, x)[0]
 
 
 def _backward(f, adjoint, linearize_at, saved, cotangent):

@@ -1,5 +1,7 @@
 """Group and batch normalisation as PyTorch computes them, with statistics in float32 or better."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,8 +42,7 @@ def group_norm(x: jax.Array, num_groups: int, affine: dict | None = None) -> jax
 
 # On CPUs by products with a matrix of zeros and ones: reshapes and repetitions XLA computes again
 # for each element of x there, which makes its passes over x 2 to 4 times slower. On GPUs each
-# product would be a kernel of its own. The barrier keeps XLA from rewriting the repetition in
-# different ways in f and in its linearisation, which are then computed apart.
+# product would be a kernel of its own.
 def _by_group(x, num_groups):
     """Sums over the channels of each group: `[B, C]` to `[B, groups]`."""
     if backend.on_cpu():
@@ -53,7 +54,20 @@ def _by_channel(x, channels):
     """Each group's value for all its channels: `[B, groups]` to `[B, C]`."""
     if backend.on_cpu():
         return jnp.dot(x, _membership(channels, x.shape[1], x.dtype).T, precision="highest")
-    return lax.optimization_barrier(jnp.repeat(x, channels // x.shape[1], axis=1))
+    return _repeat(x, channels // x.shape[1])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _repeat(x, times):
+    return jnp.repeat(x, times, axis=1)
+
+
+# Where f is linearised a barrier keeps XLA from rewriting the repetition in other ways for the
+# adjoint solve than for the parameters' gradient: f would be computed for each of them.
+@_repeat.defjvp
+def _repeat_linearized(times, primals, tangents):
+    repeated, tangent = (jnp.repeat(x, times, axis=1) for x in (*primals, *tangents))
+    return lax.optimization_barrier(repeated), tangent
 
 
 def _membership(channels, num_groups, dtype):
