@@ -77,7 +77,7 @@ def _post_fusion(problem: CellProblem):
 
     def apply(kernels, z):
         return [
-            group_norm(conv2d(nn.relu(z_i), kernel), spec.num_groups // 2)
+            group_norm(conv2d(nn.relu(z_i), kernel), spec.num_groups // 2, pallas=spec.pallas)
             for kernel, z_i in zip(kernels, z)
         ]
 
@@ -115,7 +115,10 @@ def _norms(config, problem: CellProblem):
     affines = [{"scale": jnp.ones(width), "bias": jnp.zeros(width)} for width in widths]
 
     def apply(affines, inputs):
-        return [group_norm(x, g, affine) for x, g, affine in zip(inputs, groups, affines)]
+        return [
+            group_norm(x, g, affine, pallas=spec.pallas)
+            for x, g, affine in zip(inputs, groups, affines)
+        ]
 
     return apply, (affines, inputs)
 

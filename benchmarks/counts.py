@@ -70,6 +70,12 @@ class Work(NamedTuple):
         return Work(times * self.flops, times * self.bytes)
 
 
+def state_numbers(config) -> int:
+    """Numbers in one image's state, D."""
+    sizes = (_size(config, i) for i in range(len(config.model.channels)))
+    return sum(width * h * w for width, (h, w) in zip(config.model.channels, sizes))
+
+
 def convolutions(config) -> list[Convolution]:
     """Every convolution that one image meets: stem, one application of the cell, head.
 

@@ -3,13 +3,14 @@
     python -m benchmarks.gpu --output=runs/gpu
 
 Trains and infers with each, in float32 (convolutions in TF32, JAX's default), in float32 with
-Broyden's history in bfloat16, and all in bfloat16; each in a process of its own, so that its peak
-memory is its own. Training is compiled in a process before it and comes from JAX's compilation
-cache, in `--output`: while XLA tries its algorithms out it takes memory that a step does not need.
-A run whose file is in `--output` is not made again: after an interruption the same command goes
-on. `--only=cifar10_tiny` makes the runs whose names contain this, `--only=none` prints those that
-are there, and `--minutes=8` begins no run after so long. Every solve takes all of its steps, as the
-original's did for its figures. One GPU is used, the first.
+Broyden's history in bfloat16, and all in bfloat16; the first and the last with kernels of our own
+(`config.pallas`) too. Each run has a process of its own, so that its peak memory is its own.
+Training is compiled in a process before it and comes from JAX's compilation cache, in `--output`:
+while XLA tries its algorithms out it takes memory that a step does not need. A run whose file is in
+`--output` is not made again: after an interruption the same command goes on. `--only=cifar10_tiny`
+makes the runs whose names contain this, `--only=none` prints those that are there, and
+`--minutes=8` begins no run after so long. Every solve takes all of its steps, as the original's did
+for its figures. One GPU is used, the first.
 """
 
 import itertools
@@ -53,10 +54,13 @@ TARGETS = {
     "imagenet_small": Target(128, (26, 27), 160, 800, 387, 2000, 10.3),
 }
 _HISTORY = [f"--config.solver.{way}.history_dtype=bfloat16" for way in ("forward", "backward")]
+_PALLAS = "--config.pallas=True"
 VARIANTS = {
     "float32": ["--precision=float32"],
     "float32_history_bfloat16": ["--precision=float32", *_HISTORY],
     "bfloat16": ["--precision=bfloat16", *_HISTORY],
+    "float32_pallas": ["--precision=float32", _PALLAS],
+    "bfloat16_pallas": ["--precision=bfloat16", *_HISTORY, _PALLAS],
 }
 MODES = {"training": "benchmarks.train_step", "inference": "benchmarks.inference"}
 

@@ -37,6 +37,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.precision = "float32"  # or "bfloat16": of the network; the solver state is float32
 
+    # GPUs: group norms, and Broyden's reading of its history, by kernels of our own (Pallas).
+    # Fewer launches and less traffic by counts (benchmarks/RESULTS.md), but not timed yet.
+    config.pallas = False
+
     config.model = ml_collections.ConfigDict(
         dict(
             name="mdeq_classifier",  # or "mdeq_segmenter"

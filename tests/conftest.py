@@ -9,8 +9,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from mdeq_jax import backend
+from mdeq_jax import backend, pallas
 from mdeq_jax.training.compilation import choose_convolutions
 
 choose_convolutions()  # those that the scripts choose, whichever tests are run
@@ -42,11 +43,30 @@ def reference_dir() -> Path:
 
 @pytest.fixture
 def as_on_gpu(monkeypatch):
-    """Calls a function as it is computed on GPUs; it must not have been traced before."""
+    """Calls a function as it is computed on GPUs; it must not have been traced before.
+
+    Kernels of our own are interpreted.
+    """
 
     def call(function, *args):
         with monkeypatch.context() as patched:
             patched.setattr(backend, "on_cpu", lambda: False)
+            patched.setattr(pallas, "INTERPRET", True)
             return function(*args)
 
     return call
+
+
+@pytest.fixture
+def lowered_for_a_gpu(monkeypatch):
+    """The StableHLO of a function for an H200, which need not be there; not compiled."""
+
+    def lower(function, *shapes) -> str:
+        gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+        mesh = AbstractMesh((), (), abstract_device=gpu)
+        with monkeypatch.context() as patched, use_abstract_mesh(mesh):
+            patched.setattr(backend, "on_cpu", lambda: False)
+            traced = jax.jit(function).trace(*shapes)
+            return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    return lower

@@ -12,6 +12,7 @@ PACKAGE = REPOSITORY / "mdeq_jax"
 FLOORS = {
     "tree": 0,
     "backend": 0,
+    "pallas": 0,
     "solvers": 1,
     "implicit": 2,
     "layers": 3,

@@ -2,7 +2,8 @@
 
 from mdeq_jax.layers.conv import Conv, ConvKernel, conv2d, torch_uniform, weight_norm
 from mdeq_jax.layers.dropout import dropout, dropout_mask, sample_keys
-from mdeq_jax.layers.norm import Affine, BatchNorm, group_norm
+from mdeq_jax.layers.group_norm import group_norm
+from mdeq_jax.layers.norm import Affine, BatchNorm
 from mdeq_jax.layers.resize import resize_bilinear, upsample_nearest
 
 __all__ = [

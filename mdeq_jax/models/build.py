@@ -56,8 +56,8 @@ def build_model(config) -> nn.Module:
         check_image_size((1, height, width, 3), model.downsample_times, len(model.channels))
 
     dtype = PRECISIONS[config.precision]
-    f_solver = build_solver(config.solver.forward, "solver.forward")
-    b_solver = build_solver(config.solver.backward, "solver.backward")
+    f_solver = build_solver(config.solver.forward, "solver.forward", pallas=config.pallas)
+    b_solver = build_solver(config.solver.backward, "solver.backward", pallas=config.pallas)
     spec = CellSpec(
         channels=tuple(model.channels),
         num_blocks=tuple(model.num_blocks),
@@ -71,6 +71,7 @@ def build_model(config) -> nn.Module:
         post_gn_affine=model.post_gn_affine,
         dropout=model.dropout,
         dtype=dtype,
+        pallas=config.pallas,
     )
     segmentation = model.name == "mdeq_segmenter"
     norm = BatchNorm(
@@ -102,8 +103,10 @@ def build_model(config) -> nn.Module:
     )
 
 
-def build_solver(settings, where: str):
+def build_solver(settings, where: str, *, pallas: bool = False):
     """A solver of `mdeq_jax.solvers` with the settings of `config.solver.forward` or `.backward`.
+
+    With `pallas` Broyden's method reads its history by kernels of our own; others have none.
 
     Raises:
         ValueError: unknown name or stop mode, or a setting that this solver does not have.
@@ -111,6 +114,8 @@ def build_solver(settings, where: str):
     _choose(f"{where}.name", settings.name, SOLVERS)
     _choose(f"{where}.stop_mode", settings.stop_mode, ("rel", "abs"))
     options = _options(settings, where, _SOLVER_OPTIONS)
+    if pallas and settings.name == "broyden":
+        options["pallas"] = True
     solver = partial(
         SOLVERS[settings.name],
         max_steps=settings.max_steps,

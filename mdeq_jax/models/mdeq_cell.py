@@ -41,6 +41,7 @@ class CellSpec(NamedTuple):
         block_gn_affine, fuse_gn_affine, post_gn_affine: which group norms have scale and bias.
         dropout: rate of the variational dropout in the blocks, where there are masks for it.
         dtype: type of the computation; None: that of weights and state.
+        pallas: whether group norms are kernels of our own, see `layers.group_norm`.
     """
 
     channels: tuple[int, ...]
@@ -55,6 +56,7 @@ class CellSpec(NamedTuple):
     post_gn_affine: bool
     dropout: float
     dtype: jnp.dtype | None = None
+    pallas: bool = False
 
     @property
     def num_scales(self) -> int:
@@ -168,32 +170,32 @@ def make_masks(keys: jax.Array, spec: CellSpec, z: Scales):
 
 
 def _block(spec, weights, z, injection, mask):
-    num_groups = spec.num_groups
+    norm = partial(group_norm, num_groups=spec.num_groups, pallas=spec.pallas)
     y = conv2d(z, weights["conv1"])  # [B, H_i, W_i, expansion c]
-    y = nn.relu(group_norm(y, num_groups, weights["norm1"]))
+    y = norm(y, affine=weights["norm1"], relu=True)
     y = conv2d(y, weights["conv2"])  # [B, H_i, W_i, c]
     if mask is not None:
         y = dropout(y, mask, spec.dropout)
     if injection is not None:
         y = y + injection
     y = checkpoint_name(y, "norm2_input")  # held for backward passes, in the convolution's place
-    y = group_norm(y, num_groups, weights["norm2"])
-    return group_norm(nn.relu(y + z), num_groups, weights["norm3"])
+    y = norm(y, affine=weights["norm2"], residual=z, relu=True)
+    return norm(y, affine=weights["norm3"])
 
 
-def _fuse(weights, y, i, j, num_groups):
+def _fuse(spec, weights, y, i, j):
     """What scale j sends to scale i."""
+    norm = partial(group_norm, num_groups=spec.num_groups, pallas=spec.pallas)
     if i == j:
         return y
     if j > i:
         layer = weights[f"fuse{i}_{j}"]
-        y = group_norm(conv2d(y, layer["kernel"]), num_groups, layer["norm"])
+        y = norm(conv2d(y, layer["kernel"]), affine=layer["norm"])
         return upsample_nearest(y, 2 ** (j - i))
     for k in range(i - j):
         layer = weights[f"fuse{i}_{j}_{k}"]
-        y = group_norm(conv2d(y, layer["kernel"], stride=2), num_groups, layer["norm"])
-        if k < i - j - 1:
-            y = nn.relu(y)
+        y = conv2d(y, layer["kernel"], stride=2)
+        y = norm(y, affine=layer["norm"], relu=k < i - j - 1)
     return y
 
 
@@ -226,9 +228,9 @@ def apply_cell(spec: CellSpec, weights: dict, z: Scales, x: CellInput) -> Scales
     if spec.num_scales > 1:
         fused = []
         for i in range(spec.num_scales):
-            y = sum(_fuse(weights, branches[j], i, j, spec.num_groups) for j in range(len(z)))
+            y = sum(_fuse(spec, weights, y, i, j) for j, y in enumerate(branches))
             layer = weights[f"post{i}"]
             y = conv2d(nn.relu(y), layer["kernel"])
-            fused.append(group_norm(y, spec.num_groups // 2, layer["norm"]))
+            fused.append(group_norm(y, spec.num_groups // 2, layer["norm"], pallas=spec.pallas))
         branches = fused
     return tuple(y.astype(dtype) for y, dtype in zip(branches, dtypes))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax import backend
+from mdeq_jax.solvers import history_kernels
 from mdeq_jax.solvers.base import Solution, iterate
 from mdeq_jax.solvers.inverse import InverseEstimate
 
@@ -55,6 +56,7 @@ def broyden(
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
     keep_inverse: bool = False,
+    pallas: bool = False,
 ) -> Solution:
     """Solves f(z) = z by Broyden's method, every sample on its own.
 
@@ -70,6 +72,8 @@ def broyden(
         record_at: steps after which the best iterates are recorded in the report, ascending.
         keep_inverse: hands out the `InverseEstimate`, and with it all the steps: `max_steps`
             states, which live for as long as it does.
+        pallas: reads the history by kernels of our own, and of it only what is filled; on GPUs
+            only, elsewhere this has no effect.
 
     Raises:
         ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
@@ -93,12 +97,23 @@ def broyden(
             preferred_element_type=dtype,
         )
 
-    def inner_products(steps, *others):
-        """`[B, rows]` with each of the `[B, D]` others."""
+    by_kernels = pallas and not backend.on_cpu()
+
+    def inner_products(steps, filled, *others):
+        """`[B, rows]` with g and with the last step, the `[B, D]` others."""
+        if by_kernels:
+            return history_kernels.inner_products(steps, filled, others[0])
         if backend.on_cpu():  # where a product with one vector runs at full speed
             return [dot("bnd,bd->bn", steps, other) for other in others]
         # One pass over the history for all: XLA computes sums over one array in one kernel.
         return [jnp.sum(steps.astype(dtype) * other[:, None, :], axis=2) for other in others]
+
+    def direction(steps, filled, weights, gz, last):
+        """w `[B, D]`, and its product with the last step, `[B]`."""
+        if by_kernels:
+            return history_kernels.direction(steps, filled, weights, gz)
+        w = dot("bnd,bn->bd", steps, weights) - gz
+        return w, jnp.sum(last * w, axis=1)
 
     def init(z):
         batch, features = z.shape
@@ -116,7 +131,7 @@ def broyden(
         k = jnp.maximum(step - 1, 0)
         last = lax.dynamic_index_in_dim(steps, k, axis=1, keepdims=False).astype(dtype)
         last_sqnorm = lax.dynamic_index_in_dim(sqnorms, k, axis=1, keepdims=False)
-        with_g, with_last = inner_products(steps, gz, last)
+        with_g, with_last = inner_products(steps, step, gz, last)
 
         # Row k of the triangular system: D_k . u_j = D_k . D_{j+1} / |D_j|^2 for j < k. The
         # inverse's row follows from the rows above it, which are its final ones.
@@ -129,8 +144,8 @@ def broyden(
 
         a = -jnp.einsum("bij,bj->bi", inverse, with_g, precision=lax.Precision.HIGHEST)
         weights = jnp.roll(jnp.where(known, a * scale, 0), 1, axis=1)  # of D_{i+1}
-        w = dot("bnd,bn->bd", steps, weights) - gz
-        denominator = jnp.sum(last * w, axis=1) + last_sqnorm
+        w, last_w = direction(steps, step, weights, gz, last)
+        denominator = last_w + last_sqnorm
         # A zero (or rounded to zero) denominator is a singular update: this sample has stalled.
         # So it has where squares overflow or vanish (in float32: steps over 1e19, under 1e-19).
         safe = jnp.abs(denominator) > 4 * jnp.finfo(dtype).eps * last_sqnorm

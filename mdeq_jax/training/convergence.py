@@ -45,7 +45,8 @@ def convergence_traces(model, variables, task: Task, dataset: Dataset, config) -
 
     The first `MAX_TRACED` of them: enough for the picture, and no second evaluation.
     """
-    forward = partial(build_solver(config.solver.forward, "solver.forward"), tol=0.0)
+    forward = build_solver(config.solver.forward, "solver.forward", pallas=config.pallas)
+    forward = partial(forward, tol=0.0)
     backward, label = _backward_solver(model, config)
     linearize_at = _settings(model.gradient).get("linearize_at", "z_star")
 
@@ -93,7 +94,7 @@ def _backward_solver(model, config):
         solver = partial(fixed_point_iteration, max_steps=terms, tau=tau, tol=0.0)
         return solver, f"{name}, {terms} terms, tau = {tau}"
     settings = config.solver.backward
-    solver = partial(build_solver(settings, "solver.backward"), tol=0.0)
+    solver = partial(build_solver(settings, "solver.backward", pallas=config.pallas), tol=0.0)
     label = f"{settings.name}, {settings.max_steps} steps"
     # The other gradients solve nothing; the adjoint equation is still there to be solved.
     return solver, f"ift, {label}" if name == "ift" else f"{label} (training uses {name!r})"

@@ -40,13 +40,14 @@ def cell(reference_dir, x64):
     return f, weights, CellInput(injection), model.zero_state(injection)
 
 
-def test_the_cell_and_its_gradient_as_on_gpus(cell, as_on_gpu):
+@pytest.mark.parametrize("pallas", [False, True])
+def test_the_cell_and_its_gradient_as_on_gpus(cell, pallas, as_on_gpu):
     """With dropout; as on CPUs they are compared with the original's figures elsewhere."""
     f, weights, x, z0 = cell
-    spec = f.args[0]._replace(dropout=0.3)
+    spec = f.args[0]._replace(dropout=0.3, pallas=pallas)
     f = partial(apply_cell.__wrapped__, spec)  # traced anew each time
     masks = make_masks(jax.random.split(jax.random.key(0), 1), spec, z0)
-    solver = partial(broyden, max_steps=40, tol=1e-11)
+    solver = partial(broyden, max_steps=40, tol=1e-11, pallas=pallas)
     flat0, unravel = ravel_batch(z0)
 
     def value_and_gradient(weights, injection):

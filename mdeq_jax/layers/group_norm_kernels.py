@@ -1,0 +1,258 @@
+"""Group norm with what follows it, and its pullback, each in one Pallas kernel.
+
+A program works on some groups of one sample: it reads them for their sums, reads them again (from
+the chip's caches, or not at all where they fit into one block) and writes. XLA takes three or four
+kernels for that. The arithmetic is in float32 or better.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from mdeq_jax.pallas import launch, triton
+
+BLOCK = 4096  # numbers of an array that a program holds at a time
+MIN_CHANNELS = 16  # that a program works on, if there are as many: whole sectors of memory
+NUM_WARPS = 8
+
+
+class _Block(NamedTuple):
+    """How a program goes through a sample, `[H W, groups, size]`; powers of two, for Triton.
+
+    Attributes:
+        pixels: at a time.
+        groups: of this program.
+        lanes: channels of a group, rounded up.
+        times: blocks until all pixels are done.
+    """
+
+    pixels: int
+    groups: int
+    lanes: int
+    times: int
+
+
+def _block(num_pixels: int, num_groups: int, size: int) -> _Block:
+    lanes, groups = pl.next_power_of_2(size), 1
+    while groups * lanes < MIN_CHANNELS and num_groups % (2 * groups) == 0:
+        groups *= 2
+    pixels = min(pl.next_power_of_2(num_pixels), max(BLOCK // (groups * lanes), 1))
+    return _Block(pixels, groups, lanes, pl.cdiv(num_pixels, pixels))
+
+
+class _Program:
+    """What one program reads and writes, of arrays `[B, H W, groups, size]` and smaller ones."""
+
+    def __init__(self, block: _Block, num_pixels: int, size: int, dtype):
+        self.block, self.num_pixels, self.dtype = block, num_pixels, dtype
+        self.sample = pl.program_id(0)
+        self.groups = pl.ds(pl.program_id(1) * block.groups, block.groups)
+        # From a traced zero: a constant one would be refused for the channels beyond the last.
+        self.lanes = pl.ds(0 * self.sample, block.lanes)
+        self.is_channel = lax.broadcasted_iota(jnp.int32, (block.groups, block.lanes), 1) < size
+
+    def at(self, ref, i):
+        """The i-th block, and what of it lies within the array."""
+        start = jnp.int32(i * self.block.pixels)
+        index = self.sample, pl.ds(start, self.block.pixels), self.groups, self.lanes
+        shape = self.block.pixels, self.block.groups, self.block.lanes
+        is_pixel = start + lax.broadcasted_iota(jnp.int32, shape, 0) < self.num_pixels
+        return ref.at[index], is_pixel & self.is_channel[None]
+
+    def read(self, ref, i):
+        """`[pixels, groups, lanes]`, zero beyond the array."""
+        place, mask = self.at(ref, i)
+        return triton().load(place, mask=mask, other=0).astype(self.dtype)
+
+    def write(self, ref, i, values):
+        """Of `[pixels, groups, lanes]` what lies within the array."""
+        place, mask = self.at(ref, i)
+        triton().store(place, values.astype(ref.dtype), mask=mask)
+
+    def read_channels(self, ref):
+        """`[groups, lanes]` of an array `[groups, size]`."""
+        place = ref.at[self.groups, self.lanes]
+        return triton().load(place, mask=self.is_channel, other=0).astype(self.dtype)
+
+    def write_channels(self, ref, row: int, values):
+        """Row `row` of an array `[B, rows, groups, size]`."""
+        place = ref.at[self.sample, jnp.int32(row), self.groups, self.lanes]
+        triton().store(place, values, mask=self.is_channel)
+
+    def over_blocks(self, step: Callable, carry):
+        """`carry = step(i, carry)` for each block; a loop only where there are several."""
+        if self.block.times == 1:
+            return step(0, carry)
+        return lax.fori_loop(jnp.int32(0), jnp.int32(self.block.times), step, carry)
+
+
+def normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    *,
+    num_groups: int,
+    relu: bool,
+    eps: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Group norm of `x`, plus `residual`, and ReLU of that.
+
+    Args:
+        x: `[B, H, W, C]`.
+        scale, bias: `[C]`.
+        residual: `[B, H, W, C]`, or None.
+        num_groups: groups of consecutive channels.
+        relu: whether there is a ReLU.
+        eps: added to the variance.
+
+    Returns:
+        `[B, H, W, C]` in the type of `x`, and for `pull_back` mean and 1 / standard deviation,
+        `[B, 2, groups]`.
+    """
+    call = _Call(x, num_groups)
+    inputs = [call.split(x), call.split(scale), call.split(bias)]
+    if residual is not None:
+        inputs.append(call.split(residual))
+    statistics = jax.ShapeDtypeStruct((x.shape[0], 2, num_groups), call.dtype)
+    kernel = partial(_normalize, call.program, residual is not None, relu, call.count, eps)
+    y, statistics = call(kernel, (call.like(x), statistics), inputs)
+    return y.reshape(x.shape), statistics
+
+
+def _normalize(new_program, has_residual, relu, count, eps, x_ref, scale_ref, bias_ref, *refs):
+    *residual_ref, y_ref, statistics_ref = refs
+    program = new_program()
+
+    def add_sums(i, sums):
+        x = program.read(x_ref, i)
+        return tuple(s + jnp.sum(jnp.sum(a, 2), 0) for s, a in zip(sums, (x, x * x)))
+
+    zero = jnp.zeros(program.block.groups, program.dtype)
+    mean, mean_square = (s / count for s in program.over_blocks(add_sums, (zero, zero)))
+    rstd = lax.rsqrt(jnp.maximum(mean_square - mean * mean, 0) + eps)
+    for row, statistic in enumerate((mean, rstd)):
+        statistics_ref[program.sample, jnp.int32(row), program.groups] = statistic
+    multiplier = rstd[:, None] * program.read_channels(scale_ref)
+    shift = program.read_channels(bias_ref) - mean[:, None] * multiplier
+
+    def write(i, carry):
+        y = program.read(x_ref, i) * multiplier[None] + shift[None]
+        if has_residual:
+            y += program.read(residual_ref[0], i)
+        program.write(y_ref, i, jnp.maximum(y, 0) if relu else y)
+        return carry
+
+    program.over_blocks(write, 0)
+
+
+def pull_back(
+    u: jax.Array,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    statistics: jax.Array,
+    *,
+    num_groups: int,
+    relu: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """u^T times the Jacobian of `normalize` with respect to (x, scale, bias, residual).
+
+    Args:
+        u: `[B, H, W, C]`.
+        x, scale, bias, residual, num_groups, relu: as `normalize` had them.
+        statistics: that it returned.
+
+    Returns:
+        Arrays like x, scale, bias and residual.
+    """
+    call = _Call(x, num_groups)
+    inputs = [call.split(u), call.split(x), call.split(scale), call.split(bias), statistics]
+    outputs = [call.like(x), jax.ShapeDtypeStruct((x.shape[0], 2, *inputs[2].shape), call.dtype)]
+    if residual is not None:
+        inputs.append(call.split(residual))
+        if relu:
+            outputs.append(call.like(residual))
+    kernel = partial(_pull_back, call.program, residual is not None, relu, call.count)
+    dx, sums, *masked = call(kernel, outputs, inputs)
+    d_scale, d_bias = (
+        jnp.sum(sums[:, row], 0).reshape(scale.shape).astype(of.dtype)
+        for row, of in ((1, scale), (0, bias))
+    )
+    if residual is None:
+        return dx.reshape(x.shape), d_scale, d_bias, None
+    d_residual = masked[0].reshape(x.shape) if masked else u.astype(residual.dtype)
+    return dx.reshape(x.shape), d_scale, d_bias, d_residual
+
+
+def _pull_back(new_program, has_residual, relu, count, *refs):
+    u_ref, x_ref, scale_ref, bias_ref, statistics_ref, *refs = refs
+    residual_ref = refs.pop(0) if has_residual else None
+    dx_ref, sums_ref, *masked_ref = refs
+    program = new_program()
+    mean, rstd = (
+        statistics_ref[program.sample, jnp.int32(row), program.groups][None, :, None]
+        for row in (0, 1)
+    )
+    scale, bias = program.read_channels(scale_ref), program.read_channels(bias_ref)
+
+    def read(i):
+        """The normalised x, and u where the ReLU lets it through."""
+        normalized = (program.read(x_ref, i) - mean) * rstd
+        u = program.read(u_ref, i)
+        if relu:
+            y = normalized * scale[None] + bias[None]
+            if has_residual:
+                y += program.read(residual_ref, i)
+            u = jnp.where(y > 0, u, 0)
+        return normalized, u
+
+    def add_sums(i, sums):
+        normalized, u = read(i)
+        return tuple(s + jnp.sum(a, 0) for s, a in zip(sums, (u, u * normalized)))
+
+    zero = jnp.zeros((program.block.groups, program.block.lanes), program.dtype)
+    sums = program.over_blocks(add_sums, (zero, zero))
+    for row, total in enumerate(sums):
+        program.write_channels(sums_ref, row, total)
+    mean_u, mean_u_normalized = ((jnp.sum(s * scale, 1) / count)[None, :, None] for s in sums)
+
+    def write(i, carry):
+        normalized, u = read(i)
+        dx = rstd * (u * scale[None] - mean_u - normalized * mean_u_normalized)
+        program.write(dx_ref, i, dx)
+        for ref in masked_ref:
+            program.write(ref, i, u)
+        return carry
+
+    program.over_blocks(write, 0)
+
+
+class _Call:
+    """The shapes of one call: `[B, H, W, C]` as `[B, H W, groups, size]`, `[C]` likewise."""
+
+    def __init__(self, x: jax.Array, num_groups: int):
+        batch, height, width, channels = x.shape
+        self.shape = batch, height * width, num_groups, channels // num_groups
+        self.count = height * width * self.shape[3]
+        self.dtype = jnp.promote_types(x.dtype, jnp.float32)
+        block = _block(*self.shape[1:])
+        self.program = partial(_Program, block, self.shape[1], self.shape[3], self.dtype)
+        self.grid = batch, num_groups // block.groups
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """By groups."""
+        return x.reshape(self.shape if x.ndim == 4 else self.shape[2:])
+
+    def like(self, x: jax.Array) -> jax.ShapeDtypeStruct:
+        """A result in the type of `x`."""
+        return jax.ShapeDtypeStruct(self.shape, x.dtype)
+
+    def __call__(self, kernel: Callable, outputs, inputs):
+        return launch(kernel, self.grid, outputs, *inputs, num_warps=NUM_WARPS)

@@ -1,0 +1,98 @@
+"""Broyden's two readings of its history as Pallas kernels, which read the filled rows only.
+
+XLA reads all rows, as it knows their number only at run time: over a whole solve twice as much.
+A program works on one sample and a stretch of its D numbers. `steps` is `[B, rows, D]`, `filled` an
+int32 scalar: how many rows hold a step, from the first on. The last of them, D_k, is zero where
+there is none. Sums are in the type of `gz`, `[B, D]`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from mdeq_jax.pallas import launch, triton
+
+STRETCH = 4096  # a power of two, for Triton
+NUM_WARPS = 8
+
+
+def inner_products(
+    steps: jax.Array, filled: jax.Array, gz: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of each step with `gz` and with D_k: `[B, rows]` each, zero in rows that are not filled."""
+    batch, rows, features = steps.shape
+    stretches = pl.cdiv(features, STRETCH)
+    parts = launch(
+        partial(_inner_products, features),
+        (batch, stretches),
+        [jax.ShapeDtypeStruct((batch, rows, stretches), gz.dtype)] * 2,
+        *(steps, filled[None], gz),
+        num_warps=NUM_WARPS,
+    )
+    is_filled = jnp.arange(rows)[None, :, None] < filled
+    with_gz, with_last = (jnp.sum(jnp.where(is_filled, part, 0), 2) for part in parts)
+    return with_gz, with_last
+
+
+def _inner_products(features, steps_ref, filled_ref, gz_ref, with_gz_ref, with_last_ref):
+    sample, stretch, filled = pl.program_id(0), pl.program_id(1), filled_ref[0]
+    read = _reader(features, gz_ref.dtype)
+    gz, last = read(gz_ref, sample), read(steps_ref, sample, jnp.maximum(filled - 1, 0))
+
+    def row(i, carry):
+        step = read(steps_ref, sample, i)
+        with_gz_ref[sample, i, stretch] = jnp.sum(step * gz)
+        with_last_ref[sample, i, stretch] = jnp.sum(step * last)
+        return carry
+
+    lax.fori_loop(jnp.int32(0), filled, row, 0)
+
+
+def direction(
+    steps: jax.Array, filled: jax.Array, weights: jax.Array, gz: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """w, the sum of the steps with `weights` `[B, rows]` less gz, `[B, D]`, and D_k . w, `[B]`."""
+    batch, _, features = steps.shape
+    stretches = pl.cdiv(features, STRETCH)
+    w, parts = launch(
+        partial(_direction, features),
+        (batch, stretches),
+        [jax.ShapeDtypeStruct(shape, gz.dtype) for shape in (gz.shape, (batch, stretches))],
+        *(steps, filled[None], weights, gz),
+        num_warps=NUM_WARPS,
+    )
+    return w, jnp.sum(parts, 1)
+
+
+def _direction(features, steps_ref, filled_ref, weights_ref, gz_ref, w_ref, last_w_ref):
+    sample, stretch, filled = pl.program_id(0), pl.program_id(1), filled_ref[0]
+    read = _reader(features, gz_ref.dtype)
+
+    def row(i, w):
+        return w + weights_ref[sample, i] * read(steps_ref, sample, i)
+
+    w = lax.fori_loop(jnp.int32(0), filled, row, -read(gz_ref, sample))
+    last = read(steps_ref, sample, jnp.maximum(filled - 1, 0))
+    last_w_ref[sample, stretch] = jnp.sum(last * w)
+    where, mask = _stretch(features)
+    triton().store(w_ref.at[sample, where], w, mask=mask)
+
+
+def _stretch(features: int):
+    """The program's part of the D numbers, and what of it there is."""
+    start = pl.program_id(1) * STRETCH
+    return pl.ds(start, STRETCH), start + lax.iota(jnp.int32, STRETCH) < features
+
+
+def _reader(features: int, dtype) -> Callable:
+    """(array `[..., D]`, leading indices) -> the program's part, zero beyond the end."""
+    where, mask = _stretch(features)
+
+    def read(ref, *index):
+        return triton().load(ref.at[*index, where], mask=mask, other=0).astype(dtype)
+
+    return read
