@@ -13,14 +13,15 @@ from jax.experimental import pallas as pl
 INTERPRET = False
 
 
-def launch(kernel: Callable, grid: tuple[int, ...], out_shape, *args: jax.Array, num_warps: int):
+def launch(kernel: Callable, grid: tuple[int, ...], out_shape, *args, num_warps: int):
     """Runs `kernel(*refs of args, *refs of results)` once for each point of `grid`.
 
     Args:
         kernel: a Pallas kernel.
         grid: of programs, at most three axes.
-        out_shape: `jax.ShapeDtypeStruct` of the results, a tuple or a list.
-        args: arrays; a kernel sees each whole and reads the block that it works on.
+        out_shape: of the results, a tree of `jax.ShapeDtypeStruct`; None is nothing.
+        args: trees of arrays, of which a kernel sees each whole and reads the block that it works
+            on; None is nothing.
         num_warps: warps of 32 threads a program.
 
     Raises:

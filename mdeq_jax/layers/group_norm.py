@@ -37,9 +37,7 @@ def group_norm(
         `[B, H, W, C]` in the type of `x`.
     """
     if pallas and not backend.on_cpu():
-        ones, zeros = (full(x.shape[3:], x.dtype) for full in (jnp.ones, jnp.zeros))
-        scale, bias = (affine["scale"], affine["bias"]) if affine is not None else (ones, zeros)
-        return _by_kernel(num_groups, relu, x, scale, bias, residual)[0]
+        return _by_kernel(num_groups, relu, x, affine, residual)[0]
     y = _plain(x, num_groups, affine)
     if residual is not None:
         y = y + residual
@@ -101,7 +99,7 @@ def _membership(channels, num_groups, dtype):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _by_kernel(num_groups, relu, *inputs):
-    """From x, scale, bias, residual the result, and statistics that get no gradient."""
+    """From x, affine and residual the result, and statistics that get no gradient."""
     return group_norm_kernels.normalize(*inputs, num_groups=num_groups, relu=relu, eps=EPS)
 
 
@@ -129,8 +127,7 @@ def _pull_back_forward(num_groups, relu, inputs, statistics, u):
 
 def _pull_back_backward(num_groups, relu, saved, cotangents):
     def plain_pullback(inputs, u):
-        def plain(x, scale, bias, residual):
-            affine = {"scale": scale, "bias": bias}
+        def plain(x, affine, residual):
             return group_norm(x, num_groups, affine, residual=residual, relu=relu)
 
         return jax.vjp(plain, *inputs)[1](u)

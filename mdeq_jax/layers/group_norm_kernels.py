@@ -74,13 +74,16 @@ class _Program:
         place, mask = self.at(ref, i)
         triton().store(place, values.astype(ref.dtype), mask=mask)
 
-    def read_channels(self, ref):
-        """`[groups, lanes]` of an array `[groups, size]`."""
-        place = ref.at[self.groups, self.lanes]
-        return triton().load(place, mask=self.is_channel, other=0).astype(self.dtype)
+    def read_affine(self, refs):
+        """Scale and bias, `[groups, lanes]`, of arrays `[groups, size]`; without them 1 and 0."""
+        if refs is None:
+            return jnp.ones((1, 1), self.dtype), jnp.zeros((1, 1), self.dtype)
+        places = (refs[name].at[self.groups, self.lanes] for name in ("scale", "bias"))
+        load = partial(triton().load, mask=self.is_channel, other=0)
+        return tuple(load(place).astype(self.dtype) for place in places)
 
     def write_channels(self, ref, row: int, values):
-        """Row `row` of an array `[B, rows, groups, size]`."""
+        """Row `row` of an array `[B, rows, groups, size]`, from `[groups, lanes]`."""
         place = ref.at[self.sample, jnp.int32(row), self.groups, self.lanes]
         triton().store(place, values, mask=self.is_channel)
 
@@ -93,8 +96,7 @@ class _Program:
 
 def normalize(
     x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
+    affine: dict | None,
     residual: jax.Array | None,
     *,
     num_groups: int,
@@ -105,7 +107,7 @@ def normalize(
 
     Args:
         x: `[B, H, W, C]`.
-        scale, bias: `[C]`.
+        affine: `{"scale": [C], "bias": [C]}`, or None.
         residual: `[B, H, W, C]`, or None.
         num_groups: groups of consecutive channels.
         relu: whether there is a ReLU.
@@ -116,17 +118,16 @@ def normalize(
         `[B, 2, groups]`.
     """
     call = _Call(x, num_groups)
-    inputs = [call.split(x), call.split(scale), call.split(bias)]
-    if residual is not None:
-        inputs.append(call.split(residual))
     statistics = jax.ShapeDtypeStruct((x.shape[0], 2, num_groups), call.dtype)
-    kernel = partial(_normalize, call.program, residual is not None, relu, call.count, eps)
-    y, statistics = call(kernel, (call.like(x), statistics), inputs)
+    y, statistics = call(
+        partial(_normalize, call.program, relu, call.count, eps),
+        (call.like(x), statistics),
+        *map(call.split, (x, affine, residual)),
+    )
     return y.reshape(x.shape), statistics
 
 
-def _normalize(new_program, has_residual, relu, count, eps, x_ref, scale_ref, bias_ref, *refs):
-    *residual_ref, y_ref, statistics_ref = refs
+def _normalize(new_program, relu, count, eps, x_ref, affine_refs, residual_ref, y_ref, stats_ref):
     program = new_program()
 
     def add_sums(i, sums):
@@ -137,14 +138,15 @@ def _normalize(new_program, has_residual, relu, count, eps, x_ref, scale_ref, bi
     mean, mean_square = (s / count for s in program.over_blocks(add_sums, (zero, zero)))
     rstd = lax.rsqrt(jnp.maximum(mean_square - mean * mean, 0) + eps)
     for row, statistic in enumerate((mean, rstd)):
-        statistics_ref[program.sample, jnp.int32(row), program.groups] = statistic
-    multiplier = rstd[:, None] * program.read_channels(scale_ref)
-    shift = program.read_channels(bias_ref) - mean[:, None] * multiplier
+        stats_ref[program.sample, jnp.int32(row), program.groups] = statistic
+    scale, bias = program.read_affine(affine_refs)
+    multiplier = rstd[:, None] * scale
+    shift = bias - mean[:, None] * multiplier
 
     def write(i, carry):
         y = program.read(x_ref, i) * multiplier[None] + shift[None]
-        if has_residual:
-            y += program.read(residual_ref[0], i)
+        if residual_ref is not None:
+            y += program.read(residual_ref, i)
         program.write(y_ref, i, jnp.maximum(y, 0) if relu else y)
         return carry
 
@@ -154,53 +156,55 @@ def _normalize(new_program, has_residual, relu, count, eps, x_ref, scale_ref, bi
 def pull_back(
     u: jax.Array,
     x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
+    affine: dict | None,
     residual: jax.Array | None,
     statistics: jax.Array,
     *,
     num_groups: int,
     relu: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """u^T times the Jacobian of `normalize` with respect to (x, scale, bias, residual).
+) -> tuple[jax.Array, dict | None, jax.Array | None]:
+    """u^T times the Jacobian of `normalize` with respect to (x, affine, residual).
 
     Args:
         u: `[B, H, W, C]`.
-        x, scale, bias, residual, num_groups, relu: as `normalize` had them.
+        x, affine, residual, num_groups, relu: as `normalize` had them.
         statistics: that it returned.
 
     Returns:
-        Arrays like x, scale, bias and residual.
+        What is like x, affine and residual.
     """
     call = _Call(x, num_groups)
-    inputs = [call.split(u), call.split(x), call.split(scale), call.split(bias), statistics]
-    outputs = [call.like(x), jax.ShapeDtypeStruct((x.shape[0], 2, *inputs[2].shape), call.dtype)]
-    if residual is not None:
-        inputs.append(call.split(residual))
-        if relu:
-            outputs.append(call.like(residual))
-    kernel = partial(_pull_back, call.program, residual is not None, relu, call.count)
-    dx, sums, *masked = call(kernel, outputs, inputs)
-    d_scale, d_bias = (
-        jnp.sum(sums[:, row], 0).reshape(scale.shape).astype(of.dtype)
-        for row, of in ((1, scale), (0, bias))
+    sums = jax.ShapeDtypeStruct((x.shape[0], 2, *call.shape[2:]), call.dtype)
+    through_relu = residual is not None and relu
+    dx, sums, d_residual = call(
+        partial(_pull_back, call.program, relu, call.count),
+        (
+            call.like(x),
+            None if affine is None else sums,
+            call.like(residual) if through_relu else None,
+        ),
+        *map(call.split, (u, x, affine, residual, statistics)),
     )
-    if residual is None:
-        return dx.reshape(x.shape), d_scale, d_bias, None
-    d_residual = masked[0].reshape(x.shape) if masked else u.astype(residual.dtype)
-    return dx.reshape(x.shape), d_scale, d_bias, d_residual
+    d_affine = None
+    if affine is not None:
+        d_affine = {
+            name: jnp.sum(sums[:, row], 0).reshape(-1).astype(affine[name].dtype)
+            for row, name in enumerate(("bias", "scale"))
+        }
+    if through_relu:
+        d_residual = d_residual.reshape(x.shape)
+    elif residual is not None:
+        d_residual = u.astype(residual.dtype)
+    return dx.reshape(x.shape), d_affine, d_residual
 
 
-def _pull_back(new_program, has_residual, relu, count, *refs):
-    u_ref, x_ref, scale_ref, bias_ref, statistics_ref, *refs = refs
-    residual_ref = refs.pop(0) if has_residual else None
-    dx_ref, sums_ref, *masked_ref = refs
+def _pull_back(new_program, relu, count, *refs):
+    u_ref, x_ref, affine_refs, residual_ref, stats_ref, dx_ref, sums_ref, d_residual_ref = refs
     program = new_program()
     mean, rstd = (
-        statistics_ref[program.sample, jnp.int32(row), program.groups][None, :, None]
-        for row in (0, 1)
+        stats_ref[program.sample, jnp.int32(row), program.groups][None, :, None] for row in (0, 1)
     )
-    scale, bias = program.read_channels(scale_ref), program.read_channels(bias_ref)
+    scale, bias = program.read_affine(affine_refs)
 
     def read(i):
         """The normalised x, and u where the ReLU lets it through."""
@@ -208,7 +212,7 @@ def _pull_back(new_program, has_residual, relu, count, *refs):
         u = program.read(u_ref, i)
         if relu:
             y = normalized * scale[None] + bias[None]
-            if has_residual:
+            if residual_ref is not None:
                 y += program.read(residual_ref, i)
             u = jnp.where(y > 0, u, 0)
         return normalized, u
@@ -219,16 +223,17 @@ def _pull_back(new_program, has_residual, relu, count, *refs):
 
     zero = jnp.zeros((program.block.groups, program.block.lanes), program.dtype)
     sums = program.over_blocks(add_sums, (zero, zero))
-    for row, total in enumerate(sums):
-        program.write_channels(sums_ref, row, total)
+    if sums_ref is not None:
+        for row, total in enumerate(sums):
+            program.write_channels(sums_ref, row, total)
     mean_u, mean_u_normalized = ((jnp.sum(s * scale, 1) / count)[None, :, None] for s in sums)
 
     def write(i, carry):
         normalized, u = read(i)
         dx = rstd * (u * scale[None] - mean_u - normalized * mean_u_normalized)
         program.write(dx_ref, i, dx)
-        for ref in masked_ref:
-            program.write(ref, i, u)
+        if d_residual_ref is not None:
+            program.write(d_residual_ref, i, u)
         return carry
 
     program.over_blocks(write, 0)
@@ -246,13 +251,14 @@ class _Call:
         self.program = partial(_Program, block, self.shape[1], self.shape[3], self.dtype)
         self.grid = batch, num_groups // block.groups
 
-    def split(self, x: jax.Array) -> jax.Array:
-        """By groups."""
-        return x.reshape(self.shape if x.ndim == 4 else self.shape[2:])
+    def split(self, tree):
+        """Channels by groups, height and width as one axis; statistics stay as they are."""
+        shapes = {4: self.shape, 1: self.shape[2:]}
+        return jax.tree.map(lambda x: x.reshape(shapes.get(x.ndim, x.shape)), tree)
 
     def like(self, x: jax.Array) -> jax.ShapeDtypeStruct:
         """A result in the type of `x`."""
         return jax.ShapeDtypeStruct(self.shape, x.dtype)
 
-    def __call__(self, kernel: Callable, outputs, inputs):
+    def __call__(self, kernel: Callable, outputs, *inputs):
         return launch(kernel, self.grid, outputs, *inputs, num_warps=NUM_WARPS)
