@@ -38,7 +38,7 @@ def build_model(config) -> nn.Module:
     """The Flax module that a config describes.
 
     Args:
-        config: a config of `configs/`; its `model`, `solver`, `gradient`, `precision`,
+        config: a config of `configs/`; its `model`, `solver`, `gradient`, `precision`, `pallas`,
             `train.sync_batch_norm` and `data.image_size` are read.
 
     Returns:
@@ -50,6 +50,11 @@ def build_model(config) -> nn.Module:
     model = config.model
     _choose("model.name", model.name, MODELS)
     _choose("precision", config.precision, PRECISIONS)
+    if config.pallas and jax.default_backend() not in ("cpu", "gpu"):
+        raise ValueError(
+            f"pallas=True takes kernels that are written for GPUs, but JAX runs on "
+            f"{jax.default_backend()!r}. Set it to False."
+        )
     _check_model(model)
     if config.data.image_size is not None:
         height, width = config.data.image_size

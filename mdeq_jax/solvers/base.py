@@ -5,6 +5,7 @@ finished, and what is handed back, is here.
 """
 
 import enum
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -102,26 +103,32 @@ def _norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     only where it is not. GPUs always do, in the same pass over memory, as a branch would make them
     wait for the host at every step.
     """
-    totals = [jnp.sum(jnp.square(x), axis=1) for x in arrays]
+    # By a power of two, so that scaling rounds nothing. The ranges of the three sums overlap.
+    scale = 2.0 ** (3 * jnp.finfo(arrays[0].dtype).maxexp // 4)
+    batch, features = arrays[0].shape
+
+    def norm(total, reduced, enlarged):
+        other = jnp.where(total > 1, jnp.sqrt(reduced) * scale, jnp.sqrt(enlarged) / scale)
+        return jnp.where(_in_range(total, features), jnp.sqrt(total), other)
+
     if not backend.on_cpu():
-        return tuple(map(_norm_in_range, totals, arrays))
-    right = jnp.stack([_in_range(total, x.shape[1]) for total, x in zip(totals, arrays)])
+        squares = [jnp.square(x * factor) for x in arrays for factor in (1, 1 / scale, scale)]
+        # Sums of parts first, as XLA would do it; then those of all of them in one kernel.
+        parts = math.gcd(features, 128)
+        sums = [jnp.sum(s.reshape(batch, parts, features // parts), axis=2) for s in squares]
+        sums = jnp.sum(jnp.stack(sums), axis=2).reshape(len(arrays), 3, batch)
+        return tuple(norm(*three) for three in sums)
+
+    def total(x):
+        return jnp.sum(jnp.square(x), axis=1)
+
+    totals = [total(x) for x in arrays]
+    right = jnp.stack([_in_range(t, features) for t in totals])
     return lax.cond(
         right.all(),
         lambda: tuple(map(jnp.sqrt, totals)),
-        lambda: tuple(map(_norm_in_range, totals, arrays)),
+        lambda: tuple(norm(t, total(x / scale), total(x * scale)) for t, x in zip(totals, arrays)),
     )
-
-
-def _norm_in_range(total: jax.Array, x: jax.Array) -> jax.Array:
-    """From the sum of squares, or where that is out of range from that of x reduced or enlarged."""
-    # By a power of two, so that scaling rounds nothing. The ranges of the three sums overlap.
-    scale = 2.0 ** (3 * jnp.finfo(x.dtype).maxexp // 4)
-    reduced, enlarged = (
-        jnp.sqrt(jnp.sum(jnp.square(x * factor), axis=1)) for factor in (1 / scale, scale)
-    )
-    other = jnp.where(total > 1, reduced * scale, enlarged / scale)
-    return jnp.where(_in_range(total, x.shape[1]), jnp.sqrt(total), other)
 
 
 def _in_range(total: jax.Array, terms: int) -> jax.Array:

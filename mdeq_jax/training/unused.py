@@ -5,6 +5,8 @@ What only one part has, and another was given, is an error of that part (`build_
 else is switched off: a recipe with another gradient, say.
 """
 
+from mdeq_jax import backend
+
 SOLVES_BACKWARD = ("ift",)  # and "shine", if it is refined
 OWN_ITERATION = ("reversible", "unroll")
 IN_MEMORY = ("digits", "cifar10")
@@ -47,6 +49,8 @@ def unused_settings(config, *, training: bool) -> list[str]:
         for fields, reason in _reasons(config, training)
         if (names := [name for name in fields if _get(config, name) != DEFAULTS[name]])
     ]
+    if config.pallas and backend.on_cpu():
+        lines.append("pallas=True has no effect: its kernels are for GPUs, and JAX runs on CPUs.")
     return [*_solvers(config, training), *lines]
 
 

@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from mdeq_jax.models import build_model
@@ -51,3 +52,15 @@ def test_settings_reach_the_solver(small_config):
     model = build_model(small_config)
     assert model.f_solver.keywords == {"max_steps": 18, "tol": 1e-3, "stop_mode": "rel", "m": 4}
     assert model.gradient.keywords == {"steps": 3}
+
+
+def test_kernels_of_our_own_reach_cell_and_solvers(small_config, monkeypatch):
+    small_config.pallas = True
+    model = build_model(small_config)
+    assert model.cell.spec.pallas and model.f_solver.keywords["pallas"]
+    assert model.gradient.keywords["b_solver"].keywords["pallas"]
+    small_config.solver.forward.name = "anderson"  # which has none
+    assert "pallas" not in build_model(small_config).f_solver.keywords
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(ValueError, match=r"pallas=True .* JAX runs on 'tpu'"):
+        build_model(small_config)

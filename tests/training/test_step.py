@@ -120,3 +120,27 @@ def test_what_is_told_of_the_backward_pass(settings, told, tiny_config):
     assert {name for name in report if name.startswith("backward/")} == {
         f"backward/{name}" for name in told
     }
+
+
+def test_by_kernels_of_our_own_a_step_is_the_same(tiny_config, as_on_gpu):
+    """With dropout and the Jacobian loss, which differentiates the pullback."""
+    fields = {
+        **SINGLE_SCALE,
+        "model.dropout": 0.2,
+        "model.num_groups": 2,
+        "jacobian.weight": 1.0,
+        "jacobian.frequency": 1.0,
+        "solver.forward.tol": 0.0,
+        "solver.backward.tol": 0.0,
+    }
+
+    def take(pallas):
+        step, state, batch = one_device(tiny_config({**fields, "pallas": pallas}))
+        after, report = jax.jit(step)(state, batch)
+        return jax.tree.map(jnp.subtract, after.params, state.params), report.scalars
+
+    (change, plain), (ours, scalars) = take(False), as_on_gpu(take, True)
+    for name in ("loss", "jacobian_loss", "grad_norm"):
+        np.testing.assert_allclose(scalars[name], plain[name], rtol=1e-4, err_msg=name)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(change))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), ours, change)

@@ -105,3 +105,13 @@ def test_forward_settings_of_an_iteration_that_takes_none():
     fields = {"gradient.name": "unroll", "solver.forward.history_dtype": "bfloat16"}
     (line,) = unused_settings(config_with(fields), training=False)
     assert line.startswith("solver.forward (name, history_dtype) has no effect")
+
+
+def test_kernels_of_our_own_on_cpus(monkeypatch):
+    config = config_with({"pallas": True})
+    assert (
+        "pallas=True has no effect: its kernels are for GPUs"
+        in unused_settings(config, training=False)[-1]
+    )
+    monkeypatch.setattr(unused.backend, "on_cpu", lambda: False)
+    assert unused_settings(config, training=False) == []
