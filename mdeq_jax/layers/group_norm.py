@@ -51,7 +51,7 @@ def _plain(x, num_groups, affine):
     # Sums by channel first, then by group: one pass over x, and no reshape of it. `wide * wide`
     # and not `jnp.square`, whose derivative keeps a second array, 2 x.
     sums = jnp.sum(wide, (1, 2)), jnp.sum(wide * wide, (1, 2))  # [B, C]
-    mean, mean_square = (_by_group(s, num_groups) / (height * width * size) for s in sums)
+    mean, mean_square = (s / (height * width * size) for s in _by_group(sums, num_groups))
     variance = jnp.maximum(mean_square - jnp.square(mean), 0)
     rstd = lax.rsqrt(variance + EPS)  # [B, groups]
     multiplier, shift = (_by_channel(s, channels) for s in (rstd, -mean * rstd))
@@ -65,11 +65,14 @@ def _plain(x, num_groups, affine):
 # On CPUs by products with a matrix of zeros and ones: reshapes and repetitions XLA computes again
 # for each element of x there, which makes its passes over x 2 to 4 times slower. On GPUs each
 # product would be a kernel of its own.
-def _by_group(x, num_groups):
-    """Sums over the channels of each group: `[B, C]` to `[B, groups]`."""
+def _by_group(arrays, num_groups):
+    """Sums over the channels of each group: of `[B, C]` arrays `[B, groups]` ones."""
+    batch, channels = arrays[0].shape
     if backend.on_cpu():
-        return jnp.dot(x, _membership(x.shape[1], num_groups, x.dtype), precision="highest")
-    return jnp.sum(x.reshape(x.shape[0], num_groups, -1), axis=2)
+        membership = _membership(channels, num_groups, arrays[0].dtype)
+        return [jnp.dot(x, membership, precision="highest") for x in arrays]
+    stacked = jnp.stack(arrays)  # so that one kernel sums them all
+    return jnp.sum(stacked.reshape(len(arrays), batch, num_groups, -1), axis=3)
 
 
 def _by_channel(x, channels):
