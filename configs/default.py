@@ -38,7 +38,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.precision = "float32"  # or "bfloat16": of the network; the solver state is float32
 
     # GPUs: group norms, and Broyden's reading of its history, by kernels of our own (Pallas).
-    # Fewer launches and less traffic by counts (benchmarks/RESULTS.md), but not timed yet.
+    # Fewer launches and less traffic by counts (benchmarks/RESULTS.md), but not timed yet. They are
+    # for batches, not for few large images: a group of a sample's channels is one program's work.
     config.pallas = False
 
     config.model = ml_collections.ConfigDict(

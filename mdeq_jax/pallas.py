@@ -16,6 +16,8 @@ INTERPRET = False
 def launch(kernel: Callable, grid: tuple[int, ...], out_shape, *args, num_warps: int):
     """Runs `kernel(*refs of args, *refs of results)` once for each point of `grid`.
 
+    Under `jax.shard_map` it takes `check_vma=False`.
+
     Args:
         kernel: a Pallas kernel.
         grid: of programs, at most three axes.

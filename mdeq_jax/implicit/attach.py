@@ -96,7 +96,8 @@ def _pull_back(f, params, z, x, u):
 def frugal(f: Callable) -> Callable:
     """`f`, whose linearisation holds convolutions, products, sums and what has a name.
 
-    The name is one given by `jax.ad_checkpoint.checkpoint_name`. All else is computed again.
+    The name is one given by `jax.ad_checkpoint.checkpoint_name`. All else is computed again, what
+    kernels of our own compute too.
     """
     held = ("conv_general_dilated", "dot_general", "reduce_sum", "name")
     return jax.checkpoint(f, policy=lambda operation, *_, **__: operation.name in held)

@@ -30,8 +30,8 @@ def group_norm(
         affine: `{"scale": [C], "bias": [C]}`, or None for neither.
         residual: `[B, H, W, C]` in the type of `x`, added to the result; None: nothing.
         relu: takes the ReLU of that.
-        pallas: all of it by one kernel of our own, and its pullback too; on GPUs only, elsewhere
-            this has no effect. It has no forward mode (`jax.jvp`) then.
+        pallas: all of it by one kernel of our own, and its pullback too, for GPUs; on CPUs this has
+            no effect. It has no forward mode (`jax.jvp`) then.
 
     Returns:
         `[B, H, W, C]` in the type of `x`.

@@ -1,8 +1,9 @@
 """Group norm with what follows it, and its pullback, each in one Pallas kernel.
 
 A program works on some groups of one sample: it reads them for their sums, reads them again (from
-the chip's caches, or not at all where they fit into one block) and writes. XLA takes three or four
-kernels for that. The arithmetic is in float32 or better.
+the chip's caches; not where they fit into one block) and writes. XLA takes two to four kernels for
+that. The arithmetic is in float32 or better. `jnp.maximum` is avoided: on GPUs that of Pallas gives
+the number where the other one is not, so that a ReLU would hide a sample that has gone wrong.
 """
 
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class _Program:
         # From a traced zero: a constant one would be refused for the channels beyond the last.
         self.lanes = pl.ds(0 * self.sample, block.lanes)
         self.is_channel = lax.broadcasted_iota(jnp.int32, (block.groups, block.lanes), 1) < size
+        self.held = {}  # what was read, where one block is all there is to read
 
     def at(self, ref, i):
         """The i-th block, and what of it lies within the array."""
@@ -66,8 +68,13 @@ class _Program:
 
     def read(self, ref, i):
         """`[pixels, groups, lanes]`, zero beyond the array."""
+        if id(ref) in self.held:
+            return self.held[id(ref)]
         place, mask = self.at(ref, i)
-        return triton().load(place, mask=mask, other=0).astype(self.dtype)
+        values = triton().load(place, mask=mask, other=0).astype(self.dtype)
+        if self.block.times == 1:
+            self.held[id(ref)] = values
+        return values
 
     def write(self, ref, i, values):
         """Of `[pixels, groups, lanes]` what lies within the array."""
@@ -136,21 +143,29 @@ def _normalize(new_program, relu, count, eps, x_ref, affine_refs, residual_ref, 
 
     zero = jnp.zeros(program.block.groups, program.dtype)
     mean, mean_square = (s / count for s in program.over_blocks(add_sums, (zero, zero)))
-    rstd = lax.rsqrt(jnp.maximum(mean_square - mean * mean, 0) + eps)
+    rstd = lax.rsqrt(_relu(mean_square - mean * mean) + eps)
     for row, statistic in enumerate((mean, rstd)):
         stats_ref[program.sample, jnp.int32(row), program.groups] = statistic
-    scale, bias = program.read_affine(affine_refs)
-    multiplier = rstd[:, None] * scale
-    shift = bias - mean[:, None] * multiplier
+    multiplier, shift = _multiplier_and_shift(mean, rstd, *program.read_affine(affine_refs))
 
     def write(i, carry):
         y = program.read(x_ref, i) * multiplier[None] + shift[None]
         if residual_ref is not None:
             y += program.read(residual_ref, i)
-        program.write(y_ref, i, jnp.maximum(y, 0) if relu else y)
+        program.write(y_ref, i, _relu(y) if relu else y)
         return carry
 
     program.over_blocks(write, 0)
+
+
+def _multiplier_and_shift(mean, rstd, scale, bias):
+    """Of x, `[groups, lanes]` each."""
+    multiplier = rstd[:, None] * scale
+    return multiplier, bias - mean[:, None] * multiplier
+
+
+def _relu(x):
+    return jnp.where(x < 0, 0, x)  # NaN stays NaN
 
 
 def pull_back(
@@ -201,21 +216,20 @@ def pull_back(
 def _pull_back(new_program, relu, count, *refs):
     u_ref, x_ref, affine_refs, residual_ref, stats_ref, dx_ref, sums_ref, d_residual_ref = refs
     program = new_program()
-    mean, rstd = (
-        stats_ref[program.sample, jnp.int32(row), program.groups][None, :, None] for row in (0, 1)
-    )
+    mean, rstd = (stats_ref[program.sample, jnp.int32(row), program.groups] for row in (0, 1))
     scale, bias = program.read_affine(affine_refs)
+    multiplier, shift = _multiplier_and_shift(mean, rstd, scale, bias)
+    mean, rstd = mean[None, :, None], rstd[None, :, None]
 
     def read(i):
         """The normalised x, and u where the ReLU lets it through."""
-        normalized = (program.read(x_ref, i) - mean) * rstd
-        u = program.read(u_ref, i)
+        x, u = program.read(x_ref, i), program.read(u_ref, i)
         if relu:
-            y = normalized * scale[None] + bias[None]
+            y = x * multiplier[None] + shift[None]
             if residual_ref is not None:
                 y += program.read(residual_ref, i)
             u = jnp.where(y > 0, u, 0)
-        return normalized, u
+        return (x - mean) * rstd, u
 
     def add_sums(i, sums):
         normalized, u = read(i)

@@ -72,8 +72,8 @@ def broyden(
         record_at: steps after which the best iterates are recorded in the report, ascending.
         keep_inverse: hands out the `InverseEstimate`, and with it all the steps: `max_steps`
             states, which live for as long as it does.
-        pallas: reads the history by kernels of our own, and of it only what is filled; on GPUs
-            only, elsewhere this has no effect.
+        pallas: reads the history by kernels of our own, and of it only what is filled, for GPUs; on
+            CPUs this has no effect.
 
     Raises:
         ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
@@ -99,14 +99,14 @@ def broyden(
 
     by_kernels = pallas and not backend.on_cpu()
 
-    def inner_products(steps, filled, *others):
-        """`[B, rows]` with g and with the last step, the `[B, D]` others."""
+    def inner_products(steps, filled, gz, last):
+        """`[B, rows]` with each of the two, `[B, D]`; `last` is the last of the filled rows."""
         if by_kernels:
-            return history_kernels.inner_products(steps, filled, others[0])
+            return history_kernels.inner_products(steps, filled, gz)
         if backend.on_cpu():  # where a product with one vector runs at full speed
-            return [dot("bnd,bd->bn", steps, other) for other in others]
-        # One pass over the history for all: XLA computes sums over one array in one kernel.
-        return [jnp.sum(steps.astype(dtype) * other[:, None, :], axis=2) for other in others]
+            return [dot("bnd,bd->bn", steps, other) for other in (gz, last)]
+        # One pass over the history for both: XLA computes sums over one array in one kernel.
+        return [jnp.sum(steps.astype(dtype) * other[:, None, :], axis=2) for other in (gz, last)]
 
     def direction(steps, filled, weights, gz, last):
         """w `[B, D]`, and its product with the last step, `[B]`."""

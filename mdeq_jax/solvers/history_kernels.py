@@ -45,8 +45,8 @@ def _inner_products(features, steps_ref, filled_ref, gz_ref, with_gz_ref, with_l
 
     def row(i, carry):
         step = read(steps_ref, sample, i)
-        with_gz_ref[sample, i, stretch] = jnp.sum(step * gz)
-        with_last_ref[sample, i, stretch] = jnp.sum(step * last)
+        for ref, other in ((with_gz_ref, gz), (with_last_ref, last)):
+            ref[sample, i, stretch] = jnp.sum(step * other).astype(ref.dtype)
         return carry
 
     lax.fori_loop(jnp.int32(0), filled, row, 0)
@@ -77,9 +77,9 @@ def _direction(features, steps_ref, filled_ref, weights_ref, gz_ref, w_ref, last
 
     w = lax.fori_loop(jnp.int32(0), filled, row, -read(gz_ref, sample))
     last = read(steps_ref, sample, jnp.maximum(filled - 1, 0))
-    last_w_ref[sample, stretch] = jnp.sum(last * w)
+    last_w_ref[sample, stretch] = jnp.sum(last * w).astype(last_w_ref.dtype)
     where, mask = _stretch(features)
-    triton().store(w_ref.at[sample, where], w, mask=mask)
+    triton().store(w_ref.at[sample, where], w.astype(w_ref.dtype), mask=mask)
 
 
 def _stretch(features: int):
@@ -91,6 +91,7 @@ def _stretch(features: int):
 def _reader(features: int, dtype) -> Callable:
     """(array `[..., D]`, leading indices) -> the program's part, zero beyond the end."""
     where, mask = _stretch(features)
+    dtype = jnp.promote_types(dtype, jnp.float32)
 
     def read(ref, *index):
         return triton().load(ref.at[*index, where], mask=mask, other=0).astype(dtype)

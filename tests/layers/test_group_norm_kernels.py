@@ -1,5 +1,7 @@
 """The Pallas kernels beside the plain form: interpreted here, and lowered for a GPU."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,13 +43,13 @@ def inputs(shape, *, residual, dtype=jnp.float64):
 def derivatives(norm, args, u):
     """Value, pullback of u, and the gradient of a function of the pullback."""
 
-    def pullback(*args):
+    def pullback(args, u):
         return jax.vjp(norm, *args)[1](u)
 
-    def length(*args):
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(pullback(*args)))
+    def length(args, u):
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(pullback(args, u)))
 
-    return norm(*args), pullback(*args), jax.grad(length, (0, 1))(*args)
+    return norm(*args), pullback(args, u), jax.grad(length, (0, 1))(args, u)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -79,10 +81,23 @@ def test_every_sample_on_its_own(as_on_gpu, x64):
     """Under `jax.vmap`, and a sample that is not finite."""
     (x, affine, _), _ = inputs(SHAPES[0], residual=False)
     x = x.at[1].set(jnp.nan)
-    norm = jax.vmap(lambda x: group_norm(x[None], 8, affine, pallas=True)[0])
+    norm = jax.vmap(lambda x: group_norm(x[None], 8, affine, relu=True, pallas=True)[0])
     y = as_on_gpu(norm, x)
-    np.testing.assert_allclose(y[0], group_norm(x[:1], 8, affine)[0], rtol=1e-10, atol=1e-10)
+    expected = group_norm(x[:1], 8, affine, relu=True)[0]
+    np.testing.assert_allclose(y[0], expected, rtol=1e-10, atol=1e-10)
     assert jnp.isnan(y[1]).all()
+
+
+def test_no_maximum_that_hides_what_is_not_a_number(as_on_gpu):
+    """That of Pallas does on a GPU, not where it is interpreted."""
+
+    def value_and_pullback(x):
+        y, pullback = jax.vjp(lambda x: group_norm(x, 2, residual=x, relu=True, pallas=True), x)
+        return y, pullback(y)
+
+    jaxpr = str(as_on_gpu(jax.make_jaxpr(value_and_pullback), jnp.ones((2, 4, 4, 8))))
+    assert jaxpr.count("pallas_call[") == 2
+    assert not re.search(r"= (max|min)\b", jaxpr)
 
 
 def test_bfloat16_is_rounded_once(as_on_gpu):

@@ -195,3 +195,14 @@ def test_bad_images(small_config, shape, message):
     model, variables, _ = build(small_config)
     with pytest.raises(ValueError, match=message):
         model.apply(variables, jnp.zeros(shape))
+
+
+def test_every_norm_of_a_cell_is_a_kernel_of_our_own(small_config, as_on_gpu):
+    """Three a block, one a convolution of the fusion, one a resolution after it."""
+    small_config.pallas = True
+    model, variables, images = build(small_config)
+    injection = model.apply(variables, images, method="inject")
+    weights = model.apply(variables, method="cell_weights")
+    apply = partial(apply_cell.__wrapped__, model.cell.spec, weights)
+    jaxpr = as_on_gpu(jax.make_jaxpr(apply), model.zero_state(injection), CellInput(injection))
+    assert str(jaxpr).count("pallas_call[") == 2 * 3 + 2 + 2
