@@ -127,7 +127,9 @@ def _norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     return lax.cond(
         right.all(),
         lambda: tuple(map(jnp.sqrt, totals)),
-        lambda: tuple(norm(t, total(x / scale), total(x * scale)) for t, x in zip(totals, arrays)),
+        lambda: tuple(
+            norm(t, total(x * (1 / scale)), total(x * scale)) for t, x in zip(totals, arrays)
+        ),
     )
 
 
