@@ -1,5 +1,6 @@
 """The benchmarks of speed run, and write what they print."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -236,3 +237,18 @@ def test_gpu_table():
     cells = [cell.strip() for cell in inference.strip("|").split("|")]
     assert cells[2:] == ["880", "387", "2.27", "2,000", "ended early", "", "", "", "", "30"]
     assert machine == "GPU"
+
+
+PROGRAMS = [
+    p.stem for p in sorted(Path(gpu.__file__).parent.glob("*.py")) if "__main__" in p.read_text()
+]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help(name):
+    """A benchmark says how it is called, and what each flag of its own is for."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    assert f"python -m benchmarks.{name}" in module.__doc__
+    values = flags.FlagValues()
+    getattr(module, "define_own_flags", lambda values: None)(values)
+    assert all(values[flag].help for flag in values)
