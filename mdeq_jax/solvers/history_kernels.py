@@ -3,7 +3,7 @@
 XLA reads all rows, as it knows their number only at run time: over a whole solve twice as much.
 A program works on one sample and a stretch of its D numbers. `steps` is `[B, rows, D]`, `filled` an
 int32 scalar: how many rows hold a step, from the first on. The last of them, D_k, is zero where
-there is none. Sums are in the type of `gz`, `[B, D]`.
+there is none. `gz` is `[B, D]`, and results have its type; arithmetic is in float32 or better.
 """
 
 from collections.abc import Callable
