@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 
-from benchmarks.counts import CELL_PARTS, convolutions, forward_work
+from benchmarks.analytic_cost import CELL_PARTS, convolutions, forward_work
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, in_loop, measure_in_turn
 from benchmarks.workload import CellProblem, cell_problem, forced

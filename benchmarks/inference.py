@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from benchmarks.counts import inference_work
+from benchmarks.analytic_cost import inference_work
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import beside_roof, roof
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, measure_in_turn

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.counts import Work
+from benchmarks.analytic_cost import Work
 from benchmarks.timing import measure_in_turn
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
-from benchmarks.counts import Work, training_work
+from benchmarks.analytic_cost import Work, training_work
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import beside_roof, roof
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, measure_in_turn

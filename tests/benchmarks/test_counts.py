@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.counts import (
+from benchmarks.analytic_cost import (
     CELL_PARTS,
     Convolution,
     Work,

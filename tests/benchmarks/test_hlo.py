@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from benchmarks import hlo, kernels
+from benchmarks import compiled_cost, hlo
 
-# Two kernels, a loop whose body writes a row of an array in place, and a branch.
+# Two compiled_cost, a loop whose body writes a row of an array in place, and a branch.
 PROGRAM = """
 %row (p0: f32[100,8], p1: f32[8], p2: s32[]) -> f32[100,8] {
   %p0 = f32[100,8]{1,0} parameter(0)
@@ -88,8 +88,8 @@ def test_what_is_no_program():
 def test_kernels(run, arguments, inference, monkeypatch):
     """The program for a GPU, compiled for what is here."""
     mesh = jax.make_mesh((1,), ("batch",), devices=jax.devices()[:1])
-    monkeypatch.setattr(kernels, "target_mesh", lambda: mesh)
-    out, report = run(kernels, [*arguments, "--batch=4", *["--inference"] * inference])
+    monkeypatch.setattr(compiled_cost, "target_mesh", lambda: mesh)
+    out, report = run(compiled_cost, [*arguments, "--batch=4", *["--inference"] * inference])
     parts = report["parts"]
     assert {name: part["times"] for name, part in parts.items()} == (
         {"once": 1, "forward": 3} if inference else {"once": 1, "forward": 3, "backward": 2}
@@ -102,4 +102,4 @@ def test_kernels(run, arguments, inference, monkeypatch):
 
 def test_kernels_without_the_plugin(run, arguments):
     with pytest.raises(RuntimeError, match=r"takes JAX's CUDA plugin.*\.\[cuda\]"):
-        run(kernels, [*arguments, "--batch=4"])
+        run(compiled_cost, [*arguments, "--batch=4"])

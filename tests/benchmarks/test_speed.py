@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 
 from benchmarks import cell, compilation, gpu, inference, roofline, solver, train_step
-from benchmarks.counts import Work
+from benchmarks.analytic_cost import Work
 from benchmarks.timing import in_loop, measure_in_turn
 from benchmarks.workload import forced, random_batch
 from configs import camvid_tiny, digits

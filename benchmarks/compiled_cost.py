@@ -1,8 +1,8 @@
 """What XLA makes of a step for a GPU that need not be there: kernels, memory traffic, memory.
 
     pip install -e ".[cuda]"
-    python -m benchmarks.kernels --config=configs/cifar10_tiny.py --batch=64
-    python -m benchmarks.kernels --config=configs/imagenet_small.py --batch=128 \\
+    python -m benchmarks.compiled_cost --config=configs/cifar10_tiny.py --batch=64
+    python -m benchmarks.compiled_cost --config=configs/imagenet_small.py --batch=128 \\
         --precision=bfloat16 --forward_steps=26 --backward_steps=27 --json=runs/kernels.json
 
 The training step, or the evaluation step with --inference, is compiled ahead of time for one
@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import hlo
-from benchmarks.counts import state_numbers
+from benchmarks.analytic_cost import state_numbers
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import PEAKS
 from benchmarks.train_step import NUM_STEPS, STEPS_PER_EPOCH, memory
