@@ -30,9 +30,9 @@ from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import PEAKS
 from benchmarks.train_step import NUM_STEPS, STEPS_PER_EPOCH, memory
 from benchmarks.workload import forced_by_flags, random_batch, random_network
-from mdeq_jax import backend
+from mdeq_jax import hardware
 from mdeq_jax.models import build_model
-from mdeq_jax.models.build import BATCH_AXIS
+from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.training.state import build_optimizer, init_state
 from mdeq_jax.training.step import make_eval_step, make_train_step, training_config
 from mdeq_jax.training.tasks import build_task
@@ -121,7 +121,7 @@ def _compile(step, mesh, held, batch, **jit_options):
         step, mesh=mesh, in_specs=(replicated, split), out_specs=replicated, check_vma=False
     )
     jax.clear_caches()  # of what was traced for this machine's own device
-    with mock.patch.object(backend, "on_cpu", lambda: False):
+    with mock.patch.object(hardware, "on_cpu", lambda: False):
         lowered = jax.jit(mapped, **jit_options).lower(
             shapes(held, replicated), shapes(batch, split)
         )

@@ -22,7 +22,7 @@ from benchmarks.timing import PAIR, convolution_pair, describe_machine, in_loop,
 from benchmarks.trace import kernels, operation_name, share_out, trace
 from benchmarks.train_step import compile_step
 from benchmarks.workload import cell_problem, forced_by_flags
-from mdeq_jax import backend
+from mdeq_jax import hardware
 from mdeq_jax.models import apply_cell
 from mdeq_jax.solvers import SOLVERS
 from mdeq_jax.tree import ravel_batch
@@ -37,7 +37,7 @@ def variants(batch: int, features: int, steps: int) -> list[dict]:
     """The rows of the first table: solver, its options, `[B, D]` and step count."""
     base = {"batch": batch, "features": features, "steps": steps, "options": {}}
     broyden = {"solver": "broyden", **base}
-    ours = [] if backend.on_cpu() else [broyden | {"options": {"pallas": True}}]
+    ours = [] if hardware.on_cpu() else [broyden | {"options": {"pallas": True}}]
     return [
         broyden,
         *ours,

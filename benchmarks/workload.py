@@ -8,7 +8,7 @@ from jax import lax
 
 from mdeq_jax.layers import sample_keys
 from mdeq_jax.models import CellInput, CellSpec, apply_cell, build_model
-from mdeq_jax.models.mdeq_cell import Scales, make_masks
+from mdeq_jax.models.mdeq.cell import Scales, make_masks
 
 
 def forced(config, *, precision=None, forward_steps=None, backward_steps=None):

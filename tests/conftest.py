@@ -11,7 +11,8 @@ import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from mdeq_jax import backend, pallas
+from mdeq_jax import hardware
+from mdeq_jax.kernels import launch
 from mdeq_jax.training.compilation import choose_convolutions
 
 choose_convolutions()  # those that the scripts choose, whichever tests are run
@@ -50,8 +51,8 @@ def as_on_gpu(monkeypatch):
 
     def call(function, *args):
         with monkeypatch.context() as patched:
-            patched.setattr(backend, "on_cpu", lambda: False)
-            patched.setattr(pallas, "INTERPRET", True)
+            patched.setattr(hardware, "on_cpu", lambda: False)
+            patched.setattr(launch, "INTERPRET", True)
             return function(*args)
 
     return call
@@ -65,7 +66,7 @@ def lowered_for_a_gpu(monkeypatch):
         gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
         mesh = AbstractMesh((), (), abstract_device=gpu)
         with monkeypatch.context() as patched, use_abstract_mesh(mesh):
-            patched.setattr(backend, "on_cpu", lambda: False)
+            patched.setattr(hardware, "on_cpu", lambda: False)
             traced = jax.jit(function).trace(*shapes)
             return traced.lower(lowering_platforms=("cuda",)).as_text()
 

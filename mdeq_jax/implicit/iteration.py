@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from mdeq_jax.solvers import Solution, Status
-from mdeq_jax.solvers.base import REL_EPS
-from mdeq_jax.solvers.checks import STOP_MODES, check_count
+from mdeq_jax.solvers.norms import REL_EPS
+from mdeq_jax.solvers.validate import STOP_MODES, check_count
 from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax import backend
+from mdeq_jax import hardware
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -41,7 +41,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             f"kernel {kernel.shape}."
         )
     pad = ((size - 1) // 2, (size - 1) // 2)
-    conv = _conv2d_cpu if backend.on_cpu() else _conv2d
+    conv = _conv2d_cpu if hardware.on_cpu() else _conv2d
     return conv(x, kernel, stride, pad)
 
 

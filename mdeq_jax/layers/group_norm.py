@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax import backend
-from mdeq_jax.layers import group_norm_kernels
+from mdeq_jax import hardware
+from mdeq_jax.kernels import group_norm as kernels
 
 EPS = 1e-5
 
@@ -36,7 +36,7 @@ def group_norm(
     Returns:
         `[B, H, W, C]` in the type of `x`.
     """
-    if pallas and not backend.on_cpu():
+    if pallas and not hardware.on_cpu():
         return _by_kernel(num_groups, relu, x, affine, residual)[0]
     y = _plain(x, num_groups, affine)
     if residual is not None:
@@ -68,7 +68,7 @@ def _plain(x, num_groups, affine):
 def _by_group(arrays, num_groups):
     """Sums over the channels of each group: of `[B, C]` arrays `[B, groups]` ones."""
     batch, channels = arrays[0].shape
-    if backend.on_cpu():
+    if hardware.on_cpu():
         membership = _membership(channels, num_groups, arrays[0].dtype)
         return [jnp.dot(x, membership, precision="highest") for x in arrays]
     stacked = jnp.stack(arrays)  # so that one kernel sums them all
@@ -77,7 +77,7 @@ def _by_group(arrays, num_groups):
 
 def _by_channel(x, channels):
     """Each group's value for all its channels: `[B, groups]` to `[B, C]`."""
-    if backend.on_cpu():
+    if hardware.on_cpu():
         return jnp.dot(x, _membership(channels, x.shape[1], x.dtype).T, precision="highest")
     return _repeat(x, channels // x.shape[1])
 
@@ -103,7 +103,7 @@ def _membership(channels, num_groups, dtype):
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _by_kernel(num_groups, relu, *inputs):
     """From x, affine and residual the result, and statistics that get no gradient."""
-    return group_norm_kernels.normalize(*inputs, num_groups=num_groups, relu=relu, eps=EPS)
+    return kernels.normalize(*inputs, num_groups=num_groups, relu=relu, eps=EPS)
 
 
 def _forward(num_groups, relu, *inputs):
@@ -120,7 +120,7 @@ _by_kernel.defvjp(_forward, _backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _pull_back(num_groups, relu, inputs, statistics, u):
-    return group_norm_kernels.pull_back(u, *inputs, statistics, num_groups=num_groups, relu=relu)
+    return kernels.pull_back(u, *inputs, statistics, num_groups=num_groups, relu=relu)
 
 
 # The derivative of the gradient (the Jacobian loss takes it) is that of the plain form's.

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.solvers.base import Solution, iterate
-from mdeq_jax.solvers.checks import check_count
+from mdeq_jax.solvers.loop import iterate
+from mdeq_jax.solvers.solution import Solution
+from mdeq_jax.solvers.validate import check_count
 
 
 class _Ring(NamedTuple):

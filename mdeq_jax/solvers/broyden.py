@@ -24,10 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax import backend
-from mdeq_jax.solvers import history_kernels
-from mdeq_jax.solvers.base import Solution, iterate
+from mdeq_jax import hardware
+from mdeq_jax.kernels import broyden_history
 from mdeq_jax.solvers.inverse import InverseEstimate
+from mdeq_jax.solvers.loop import iterate
+from mdeq_jax.solvers.solution import Solution
 
 
 class _History(NamedTuple):
@@ -97,13 +98,13 @@ def broyden(
             preferred_element_type=dtype,
         )
 
-    by_kernels = pallas and not backend.on_cpu()
+    by_kernels = pallas and not hardware.on_cpu()
 
     def inner_products(steps, filled, gz, last):
         """`[B, rows]` with each of the two, `[B, D]`; `last` is the last of the filled rows."""
         if by_kernels:
-            return history_kernels.inner_products(steps, filled, gz)
-        if backend.on_cpu():  # where a product with one vector runs at full speed
+            return broyden_history.inner_products(steps, filled, gz)
+        if hardware.on_cpu():  # where a product with one vector runs at full speed
             return [dot("bnd,bd->bn", steps, other) for other in (gz, last)]
         # One pass over the history for both: XLA computes sums over one array in one kernel.
         return [jnp.sum(steps.astype(dtype) * other[:, None, :], axis=2) for other in (gz, last)]
@@ -111,7 +112,7 @@ def broyden(
     def direction(steps, filled, weights, gz, last):
         """w `[B, D]`, and its product with the last step, `[B]`."""
         if by_kernels:
-            return history_kernels.direction(steps, filled, weights, gz)
+            return broyden_history.direction(steps, filled, weights, gz)
         w = dot("bnd,bn->bd", steps, weights) - gz
         return w, jnp.sum(last * w, axis=1)
 
@@ -160,7 +161,7 @@ def broyden(
         delta = jnp.where((active & ~stuck)[:, None], delta, 0)
         z, sqnorm = z + delta, jnp.sum(jnp.square(delta), axis=1)
         steps = history.steps.at[:, step].set(delta.astype(stored), mode="drop")
-        if not backend.on_cpu():  # or the step itself would lie in memory while f is evaluated
+        if not hardware.on_cpu():  # or the step itself would lie in memory while f is evaluated
             z, sqnorm, steps = lax.optimization_barrier((z, sqnorm, steps))
         sqnorms = history.sqnorms.at[:, step].set(sqnorm, mode="drop")
         return _History(steps, sqnorms, inverse), z, stuck

@@ -13,7 +13,7 @@ import numpy as np
 from mdeq_jax.data import Dataset, EvalLoader
 from mdeq_jax.implicit import solve_adjoint
 from mdeq_jax.models import CellInput, apply_cell
-from mdeq_jax.models.build import build_solver
+from mdeq_jax.models.mdeq.build import build_solver
 from mdeq_jax.solvers import fixed_point_iteration
 from mdeq_jax.training.report import spoken
 from mdeq_jax.training.tasks import Task

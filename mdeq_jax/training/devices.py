@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdeq_jax.data import shard_batch
-from mdeq_jax.models.build import BATCH_AXIS
+from mdeq_jax.parallel import BATCH_AXIS
 
 
 def pmap(step: Callable, *, static_argnums=(), donate_argnums=()) -> Callable:

@@ -16,7 +16,7 @@ from jax import lax
 from mdeq_jax.layers import resize_bilinear, upsample_nearest
 from mdeq_jax.models import CellInput, apply_cell
 from mdeq_jax.solvers import Solution
-from mdeq_jax.solvers.base import REL_EPS
+from mdeq_jax.solvers.norms import REL_EPS
 from mdeq_jax.tree import ravel_batch, sample_norm
 
 

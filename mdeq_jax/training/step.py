@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from mdeq_jax.implicit import BackwardStats
-from mdeq_jax.models.build import BATCH_AXIS
+from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.training.schedules import jacobian_weight
 from mdeq_jax.training.state import TrainState
 from mdeq_jax.training.tasks import Task

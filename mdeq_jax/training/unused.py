@@ -5,7 +5,7 @@ What only one part has, and another was given, is an error of that part (`build_
 else is switched off: a recipe with another gradient, say.
 """
 
-from mdeq_jax import backend
+from mdeq_jax import hardware
 
 SOLVES_BACKWARD = ("ift",)  # and "shine", if it is refined
 OWN_ITERATION = ("reversible", "unroll")
@@ -49,7 +49,7 @@ def unused_settings(config, *, training: bool) -> list[str]:
         for fields, reason in _reasons(config, training)
         if (names := [name for name in fields if _get(config, name) != DEFAULTS[name]])
     ]
-    if config.pallas and backend.on_cpu():
+    if config.pallas and hardware.on_cpu():
         lines.append("pallas=True has no effect: its kernels are for GPUs, and JAX runs on CPUs.")
     return [*_solvers(config, training), *lines]
 

@@ -17,7 +17,7 @@ from benchmarks.analytic_cost import (
 from benchmarks.workload import random_batch
 from configs import cifar10_tiny, cityscapes_small, digits, imagenet_small
 from mdeq_jax.models import apply_cell, build_model
-from mdeq_jax.models.mdeq_cell import CellInput
+from mdeq_jax.models.mdeq.cell import CellInput
 
 
 def macs(config, *parts):

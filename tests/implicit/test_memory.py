@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mdeq_jax.implicit import equilibrium
 from mdeq_jax.implicit.attach import frugal
-from mdeq_jax.models.mdeq_cell import CellInput, CellSpec, MDEQCell, apply_cell, make_masks
+from mdeq_jax.models.mdeq.cell import CellInput, CellSpec, MDEQCell, apply_cell, make_masks
 from mdeq_jax.solvers import broyden, fixed_point_iteration
 
 BATCH, SIZE = 8, 2048

@@ -13,7 +13,7 @@ from configs import default
 from mdeq_jax.convert import convert_state_dict, load_torch_file
 from mdeq_jax.implicit import ift, neumann, one_step, phantom, reversible, shine, unroll
 from mdeq_jax.models import CellInput, apply_cell, build_model
-from mdeq_jax.models.mdeq_cell import make_masks
+from mdeq_jax.models.mdeq.cell import make_masks
 from mdeq_jax.solvers import broyden
 from mdeq_jax.tree import ravel_batch
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdeq_jax.layers import group_norm, group_norm_kernels
+from mdeq_jax.kernels import group_norm as kernels
+from mdeq_jax.layers import group_norm
 
 # Height, width, channels, groups: one block and several, groups that share a program and sizes that
 # are no powers of two, a last block that is not full.
@@ -16,7 +17,7 @@ SHAPES = [(4, 4, 24, 8), (3, 5, 20, 4), (9, 7, 40, 2), (6, 6, 6, 1)]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(group_norm_kernels, "BLOCK", 512)
+    monkeypatch.setattr(kernels, "BLOCK", 512)
 
 
 def assert_close(ours, exact, *, rtol=0.0, of_largest=1e-10):

@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from mdeq_jax.implicit import BackwardStats, equilibrium
-from mdeq_jax.models.build import build_solver
+from mdeq_jax.models.mdeq.build import build_solver
 from mdeq_jax.solvers import SOLVERS, Status, anderson, broyden, fixed_point_iteration
 
 BATCH, SIZE = 3, 5

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdeq_jax.solvers import broyden, history_kernels
+from mdeq_jax.kernels import broyden_history
+from mdeq_jax.solvers import broyden
 
 BATCH, ROWS, FEATURES = 3, 5, 75
 
 
 @pytest.fixture(autouse=True)
 def short_stretches(monkeypatch):
-    monkeypatch.setattr(history_kernels, "STRETCH", 32)
+    monkeypatch.setattr(broyden_history, "STRETCH", 32)
 
 
 @pytest.mark.parametrize("filled", range(ROWS + 1))
@@ -31,8 +32,8 @@ def test_of_the_filled_rows(filled, stored, as_on_gpu, x64):
     weights = jnp.asarray(rng.normal(size=(BATCH, ROWS)))
 
     def compute(filled):
-        products = history_kernels.inner_products(steps, filled, gz)
-        return *products, *history_kernels.direction(steps, filled, weights, gz)
+        products = broyden_history.inner_products(steps, filled, gz)
+        return *products, *broyden_history.direction(steps, filled, weights, gz)
 
     with_gz, with_last, w, last_w = as_on_gpu(compute, jnp.int32(filled))
     known = np.asarray(steps[:, :filled], np.float64)

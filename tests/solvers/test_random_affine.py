@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sample_maps import Maps, compiled
 
 from mdeq_jax.solvers import SOLVERS, Status, anderson, broyden, fixed_point_iteration
-from mdeq_jax.solvers.base import DIVERGED_ABS, DIVERGED_REL, REL_EPS
+from mdeq_jax.solvers.loop import DIVERGED_ABS, DIVERGED_REL
+from mdeq_jax.solvers.norms import REL_EPS
 
 BATCH, SIZE, GROUP, MAX_STEPS = 128, 12, 16, 40
 PROBLEMS = 10_000

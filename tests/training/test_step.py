@@ -8,7 +8,7 @@ import pytest
 from tiny import SINGLE_SCALE
 
 from mdeq_jax.models import build_model
-from mdeq_jax.models.build import BATCH_AXIS
+from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.training.state import make_state
 from mdeq_jax.training.step import make_train_step
 from mdeq_jax.training.tasks import build_task

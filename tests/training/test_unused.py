@@ -113,5 +113,5 @@ def test_kernels_of_our_own_on_cpus(monkeypatch):
         "pallas=True has no effect: its kernels are for GPUs"
         in unused_settings(config, training=False)[-1]
     )
-    monkeypatch.setattr(unused.backend, "on_cpu", lambda: False)
+    monkeypatch.setattr(unused.hardware, "on_cpu", lambda: False)
     assert unused_settings(config, training=False) == []

@@ -11,8 +11,8 @@ from jax import lax
 
 from mdeq_jax.implicit import BackwardStats, equilibrium, jacobian_loss
 from mdeq_jax.layers import sample_keys
-from mdeq_jax.models.heads import Stem
-from mdeq_jax.models.mdeq_cell import CellInput, MDEQCell, Scales, apply_cell, make_masks
+from mdeq_jax.models.mdeq.cell import CellInput, MDEQCell, Scales, apply_cell, make_masks
+from mdeq_jax.models.mdeq.heads import Stem
 from mdeq_jax.solvers import Solution
 from mdeq_jax.tree import ravel_batch
 

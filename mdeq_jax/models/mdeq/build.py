@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from mdeq_jax.implicit import GRADIENTS, equilibrium
 from mdeq_jax.implicit.equilibrium import OWN_ITERATION, SOLVE_BACKWARD
 from mdeq_jax.layers import BatchNorm
-from mdeq_jax.models.heads import ClassificationHead, SegmentationHead, Stem
-from mdeq_jax.models.mdeq import MDEQ, check_image_size
-from mdeq_jax.models.mdeq_cell import CellSpec, MDEQCell
+from mdeq_jax.models.mdeq.cell import CellSpec, MDEQCell
+from mdeq_jax.models.mdeq.heads import ClassificationHead, SegmentationHead, Stem
+from mdeq_jax.models.mdeq.network import MDEQ, check_image_size
+from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.solvers import SOLVERS
 
 MODELS = ("mdeq_classifier", "mdeq_segmenter")
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
-BATCH_AXIS = "batch"  # name of the pmap axis
 
 _SOLVER_OPTIONS = {
     "broyden": ("history_dtype",),

@@ -4,8 +4,6 @@ A solver adds an `update` that makes the next iterate; everything that decides w
 finished, and what is handed back, is here.
 """
 
-import enum
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax import backend
-from mdeq_jax.solvers.checks import check_arguments, check_record_at
-
-REL_EPS = 1e-9  # keeps the relative residual finite where f(z) = 0
+from mdeq_jax.solvers.norms import residuals
+from mdeq_jax.solvers.solution import Solution, Status
+from mdeq_jax.solvers.validate import check_arguments, check_record_at
 
 # The limits of the original code: how far a residual may grow over its first value, and when a
 # sample that hardly moves any more is let go.
@@ -25,48 +22,6 @@ DIVERGED_ABS = 1e6
 STALL_WINDOW = 30
 STALL_RATIO = 1.3
 STALL_TOL = 3.0
-
-
-class Status(enum.IntEnum):
-    """How a sample's solve ended."""
-
-    CONVERGED = 0  # residual under `tol`
-    MAX_STEPS = 1  # `max_steps` or `step_budget` reached first
-    STALLED = 2  # no further progress: residual flat, or the solver has no next step
-    DIVERGED = 3  # start or residual not finite, or residual far above its first value
-
-
-class Solution(NamedTuple):
-    """What a solver returns. `B` samples, `D` numbers each.
-
-    Attributes:
-        z: `[B, D]` iterate with the lowest residual (by `stop_mode`) of each sample; always
-            finite.
-        residual: `[B]` absolute residual |f(z) - z| at `z`; infinite where no finite one was met.
-        rel_residual: `[B]` relative residual |f(z) - z| / (|f(z)| + 1e-9) at `z`; the same.
-        steps: `[B]` int32, the step that gave `z`; 0 is the start.
-        nfe: int32 scalar, evaluations of `f` on the batch: one for the start and one a step, until
-            the last sample is done. Under `jax.vmap` each element counts its own; `f` runs, masked,
-            until the slowest element is done.
-        status: `[B]` int32, values of `Status`.
-        abs_trace: `[max_steps, B]` absolute residual after each step, infinite where it is no
-            number; NaN once a sample is done.
-        rel_trace: `[max_steps, B]` the same for the relative residual.
-        recorded: `[n, B, D]` best iterate of each sample after the n steps `record_at`, those that
-            a solve did not come to like its last; `()` where none were asked for.
-        inverse: Broyden's `InverseEstimate`, where it was asked for; else `()`.
-    """
-
-    z: jax.Array
-    residual: jax.Array
-    rel_residual: jax.Array
-    steps: jax.Array
-    nfe: jax.Array
-    status: jax.Array
-    abs_trace: jax.Array
-    rel_trace: jax.Array
-    recorded: jax.Array | tuple = ()
-    inverse: Any = ()
 
 
 # (algorithm state, step, z, f(z), f(z) - z, active) -> (algorithm state, next z, stuck [B]).
@@ -94,57 +49,6 @@ class _Loop(NamedTuple):
 
 
 _ACTIVE = -1
-
-
-def _norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Euclidean norm of each sample of each `[B, D]`, whose squares cannot overflow, nor vanish.
-
-    A lost residual would be a lie. But the plain norm is nearly always right: CPUs compute another
-    only where it is not. GPUs always do, in the same pass over memory, as a branch would make them
-    wait for the host at every step.
-    """
-    # By a power of two, so that scaling rounds nothing. The ranges of the three sums overlap.
-    scale = 2.0 ** (3 * jnp.finfo(arrays[0].dtype).maxexp // 4)
-    batch, features = arrays[0].shape
-
-    def norm(total, reduced, enlarged):
-        other = jnp.where(total > 1, jnp.sqrt(reduced) * scale, jnp.sqrt(enlarged) / scale)
-        return jnp.where(_in_range(total, features), jnp.sqrt(total), other)
-
-    if not backend.on_cpu():
-        squares = [jnp.square(x * factor) for x in arrays for factor in (1, 1 / scale, scale)]
-        # Sums of parts first, as XLA would do it; then those of all of them in one kernel.
-        parts = math.gcd(features, 128)
-        sums = [jnp.sum(s.reshape(batch, parts, features // parts), axis=2) for s in squares]
-        sums = jnp.sum(jnp.stack(sums), axis=2).reshape(len(arrays), 3, batch)
-        return tuple(norm(*three) for three in sums)
-
-    def total(x):
-        return jnp.sum(jnp.square(x), axis=1)
-
-    totals = [total(x) for x in arrays]
-    right = jnp.stack([_in_range(t, features) for t in totals])
-    return lax.cond(
-        right.all(),
-        lambda: tuple(map(jnp.sqrt, totals)),
-        lambda: tuple(
-            norm(t, total(x * (1 / scale)), total(x * scale)) for t, x in zip(totals, arrays)
-        ),
-    )
-
-
-def _in_range(total: jax.Array, terms: int) -> jax.Array:
-    """Whether a sum of squares is right: all that matters in it are normal numbers."""
-    info = jnp.finfo(total.dtype)
-    return (total > terms * float(info.tiny / info.eps)) & (total < float(info.max))
-
-
-def _residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Absolute and relative residual, infinite where they are no numbers, and where they are."""
-    absolute, size = _norms(fz - z, fz)
-    finite = jnp.isfinite(absolute) & jnp.isfinite(size)
-    relative = jnp.where(finite, absolute / (size + REL_EPS), jnp.inf)
-    return jnp.where(finite, absolute, jnp.inf), relative, finite
 
 
 def _stalled(trace: jax.Array, residual: jax.Array, step: jax.Array, tol: float) -> jax.Array:
@@ -199,7 +103,7 @@ def iterate(
     usable = jnp.isfinite(z0).all(axis=1)
     z0 = jnp.where(usable[:, None], z0, 0)
     fz0 = f(z0)
-    first_abs, first_rel, finite = _residuals(z0, fz0)
+    first_abs, first_rel, finite = residuals(z0, fz0)
     finite &= usable
     objective0 = first_rel if stop_mode == "rel" else first_abs
     status = jnp.where(_done(objective0, tol), Status.CONVERGED, _ACTIVE)
@@ -231,7 +135,7 @@ def iterate(
         fz = f(z)
         step = loop.step + 1
 
-        abs_residual, rel_residual, finite = _residuals(z, fz)
+        abs_residual, rel_residual, finite = residuals(z, fz)
         objective, best = (
             (rel_residual, loop.best_rel) if stop_mode == "rel" else (abs_residual, loop.best_abs)
         )

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from mdeq_jax.layers import BatchNorm, Conv, resize_bilinear, torch_uniform
-from mdeq_jax.models.mdeq_cell import Scales
+from mdeq_jax.models.mdeq.cell import Scales
 
 BOTTLENECK_EXPANSION = 4
 

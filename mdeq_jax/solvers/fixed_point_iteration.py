@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mdeq_jax.solvers.base import Solution, iterate
+from mdeq_jax.solvers.loop import iterate
+from mdeq_jax.solvers.solution import Solution
 
 
 def fixed_point_iteration(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mdeq_jax.pallas import launch, triton
+from mdeq_jax.kernels.launch import launch, triton
 
 BLOCK = 4096  # numbers of an array that a program holds at a time
 MIN_CHANNELS = 16  # that a program works on, if there are as many: whole sectors of memory

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mdeq_jax.pallas import launch, triton
+from mdeq_jax.kernels.launch import launch, triton
 
 STRETCH = 4096  # a power of two, for Triton
 NUM_WARPS = 8

@@ -1,0 +1,1 @@
+"""Multiscale deep equilibrium models: cell, network, heads, and `build_model`."""
