@@ -17,9 +17,10 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from mdeq_jax.data import Prefetcher, TrainLoader, augment, images, load_dataset
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD
-from mdeq_jax.data.transforms import ClassificationTransform
+from mdeq_jax.data import Prefetcher, TrainLoader, load_dataset
+from mdeq_jax.data.vision import augment, images
+from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
+from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 _STAGES = {
     "header": (images, "read_header"),

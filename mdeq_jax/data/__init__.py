@@ -1,10 +1,10 @@
 """Data sets and loaders: `load_dataset(config.data)`, then `TrainLoader` and `EvalLoader`."""
 
-from mdeq_jax.data import camvid, cifar10, cityscapes, digits, image_folder, imagenet2012
-from mdeq_jax.data.classes import LabelClass
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
-from mdeq_jax.data.pipeline import EvalLoader, TrainLoader, shard_batch
-from mdeq_jax.data.prefetch import Prefetcher
+from mdeq_jax.data.loaders.pipeline import EvalLoader, TrainLoader, shard_batch
+from mdeq_jax.data.loaders.prefetch import Prefetcher
+from mdeq_jax.data.sets import camvid, cifar10, cityscapes, digits, image_folder, imagenet2012
+from mdeq_jax.data.vision.label_classes import LabelClass
 
 __all__ = [
     "CLASS_TABLES",

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from mdeq_jax.data import cityscapes, tfds_records
+from mdeq_jax.data.sets import cityscapes
+from mdeq_jax.data.vision import tfds_records
 
 _NO_TENSORFLOW = (
     "Preparing a data set needs TensorFlow, reading it afterwards does not: "

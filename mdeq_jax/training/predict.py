@@ -10,8 +10,8 @@ import numpy as np
 from absl import logging
 
 from mdeq_jax.data import load_dataset
-from mdeq_jax.data.images import ExampleError
-from mdeq_jax.data.unlabelled import list_folder, read_for_evaluation
+from mdeq_jax.data.vision.images import ExampleError
+from mdeq_jax.data.vision.unlabelled import list_folder, read_for_evaluation
 from mdeq_jax.models import build_model
 from mdeq_jax.solvers import Status
 from mdeq_jax.training.checks import check_data

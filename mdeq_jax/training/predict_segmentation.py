@@ -10,7 +10,7 @@ from absl import logging
 from tqdm import tqdm
 
 from mdeq_jax.data import IGNORE_LABEL, load_dataset
-from mdeq_jax.data.frames import Frame, read_frames
+from mdeq_jax.data.vision.frames import Frame, read_frames
 from mdeq_jax.training.checks import check_data
 from mdeq_jax.training.confusion import scores
 from mdeq_jax.training.pictures import Pictures

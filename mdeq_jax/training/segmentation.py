@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from mdeq_jax.data import CLASS_TABLES, IGNORE_LABEL
-from mdeq_jax.data.cityscapes import CLASS_WEIGHTS
-from mdeq_jax.data.classes import evaluated
+from mdeq_jax.data.sets.cityscapes import CLASS_WEIGHTS
+from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.layers import resize_bilinear
 from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.training.confusion import confusion_matrix, scores

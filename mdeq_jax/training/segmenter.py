@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdeq_jax.data import CLASS_TABLES, LabelClass, augment
-from mdeq_jax.data.classes import evaluated
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD
+from mdeq_jax.data import CLASS_TABLES, LabelClass
+from mdeq_jax.data.vision import augment
+from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
+from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.models import build_model
 from mdeq_jax.solvers import Status
 from mdeq_jax.training.evaluation import load_checkpoint

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from synthetic_images import picture
 
-from mdeq_jax.data import augment
-from mdeq_jax.data.cifar10 import MEAN, STD
+from mdeq_jax.data.sets.cifar10 import MEAN, STD
+from mdeq_jax.data.vision import augment
 
 
 def test_normalize():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import data as benchmark
-from mdeq_jax.data import TrainLoader, augment, load_dataset
+from mdeq_jax.data import TrainLoader, load_dataset
+from mdeq_jax.data.vision import augment
 
 
 @pytest.fixture

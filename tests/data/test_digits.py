@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from mdeq_jax.data import TrainLoader, digits, load_dataset
+from mdeq_jax.data import TrainLoader, load_dataset
+from mdeq_jax.data.sets import digits
 
 
 def config(**fields):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from synthetic_images import encode, picture, write
 
-from mdeq_jax.data import EvalLoader, TrainLoader, augment, load_dataset
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, Record
-from mdeq_jax.data.transforms import ClassificationTransform
+from mdeq_jax.data import EvalLoader, TrainLoader, load_dataset
+from mdeq_jax.data.vision import augment
+from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, Record
+from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 
 @pytest.fixture

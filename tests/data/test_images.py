@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from synthetic_images import encode, picture
 
-from mdeq_jax.data import images
-from mdeq_jax.data.images import ExampleError
+from mdeq_jax.data.vision import images
+from mdeq_jax.data.vision.images import ExampleError
 
 Image = pytest.importorskip("PIL.Image")
 

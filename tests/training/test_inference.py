@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from mdeq_jax.data import augment
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD
+from mdeq_jax.data.vision import augment
+from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.layers import resize_bilinear
 from mdeq_jax.solvers import Solution
 from mdeq_jax.training.inference import (

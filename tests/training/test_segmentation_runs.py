@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs import cityscapes_small, default
-from mdeq_jax.data import cityscapes, load_dataset
-from mdeq_jax.data.frames import Frame, read_frames
+from mdeq_jax.data import load_dataset
+from mdeq_jax.data.sets import cityscapes
+from mdeq_jax.data.vision.frames import Frame, read_frames
 from mdeq_jax.models import build_model
 from mdeq_jax.training import evaluate, predict_classes, train_and_evaluate
 from mdeq_jax.training.convergence import convergence_traces

@@ -5,12 +5,12 @@ M. Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding,
 
 import pathlib
 
-from mdeq_jax.data import tfds_records
-from mdeq_jax.data.classes import LabelClass, evaluated, train_ids
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
-from mdeq_jax.data.files import list_images, pair_reader, require_folders
-from mdeq_jax.data.transforms import SegmentationTransform, label_table
+from mdeq_jax.data.vision import tfds_records
+from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
+from mdeq_jax.data.vision.files import list_images, pair_reader, require_folders
+from mdeq_jax.data.vision.label_classes import LabelClass, evaluated, train_ids
+from mdeq_jax.data.vision.transforms import SegmentationTransform, label_table
 
 BASE_SIZE = 2048
 TFDS_NAME = "cityscapes/semantic_segmentation"

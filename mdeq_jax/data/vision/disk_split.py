@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from mdeq_jax.data import augment
 from mdeq_jax.data.dataset import TRANSFORM_STREAM, Skipped
-from mdeq_jax.data.images import ExampleError
+from mdeq_jax.data.vision import augment
+from mdeq_jax.data.vision.images import ExampleError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

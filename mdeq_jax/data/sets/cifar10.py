@@ -6,8 +6,9 @@ A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 import numpy as np
 from absl import logging
 
-from mdeq_jax.data import images, tfds_records
-from mdeq_jax.data.dataset import ArraySplit, Dataset, check_image_size, check_labels
+from mdeq_jax.data.dataset import Dataset
+from mdeq_jax.data.vision import images, tfds_records
+from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)

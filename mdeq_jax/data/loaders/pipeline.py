@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from mdeq_jax.data.dataset import ORDER_STREAM, Dataset, Skipped, Split
-from mdeq_jax.data.workers import map_steps
+from mdeq_jax.data.loaders.workers import map_steps
 
 
 @functools.lru_cache(maxsize=2)

@@ -5,7 +5,8 @@ E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 
 
 import numpy as np
 
-from mdeq_jax.data.dataset import ArraySplit, Dataset, check_image_size, check_labels
+from mdeq_jax.data.dataset import Dataset
+from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
 NUM_EVAL = 360
 MAX_VALUE = 16

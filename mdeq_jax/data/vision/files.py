@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from mdeq_jax.data.disk import Record
-from mdeq_jax.data.images import ExampleError
+from mdeq_jax.data.vision.disk_split import Record
+from mdeq_jax.data.vision.images import ExampleError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclasses.dataclass(frozen=True)
 class FileReader:
-    """See `disk.Reader`.
+    """See `disk_split.Reader`.
 
     Attributes:
       images: paths of the images.

@@ -4,11 +4,11 @@ import pathlib
 
 import numpy as np
 
-from mdeq_jax.data import augment, images
 from mdeq_jax.data.dataset import Dataset
-from mdeq_jax.data.disk import Record
-from mdeq_jax.data.files import IMAGE_SUFFIXES
-from mdeq_jax.data.transforms import ClassificationTransform
+from mdeq_jax.data.vision import augment, images
+from mdeq_jax.data.vision.disk_split import Record
+from mdeq_jax.data.vision.files import IMAGE_SUFFIXES
+from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 
 def list_folder(folder: str | pathlib.Path) -> list[pathlib.Path]:

@@ -3,11 +3,11 @@
 G. Brostow et al., Semantic Object Classes in Video, 2009; the split of SegNet (1511.00561).
 """
 
-from mdeq_jax.data.classes import LabelClass, evaluated, train_ids
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
-from mdeq_jax.data.files import list_images, pair_reader, require_folders
-from mdeq_jax.data.transforms import SegmentationTransform, label_table
+from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
+from mdeq_jax.data.vision.files import list_images, pair_reader, require_folders
+from mdeq_jax.data.vision.label_classes import LabelClass, evaluated, train_ids
+from mdeq_jax.data.vision.transforms import SegmentationTransform, label_table
 
 # Names and ids of the 12-label maps that came with SegNet; CamVid's own colours of the labels that
 # these come from. The 11 classes have no categories of their own: these are Cityscapes'.

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from mdeq_jax.data import images
-from mdeq_jax.data.unlabelled import list_folder
+from mdeq_jax.data.vision import images
+from mdeq_jax.data.vision.unlabelled import list_folder
 
 
 class Frame(NamedTuple):

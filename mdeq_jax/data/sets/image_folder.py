@@ -5,9 +5,9 @@ import pathlib
 from absl import logging
 
 from mdeq_jax.data.dataset import Dataset
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
-from mdeq_jax.data.files import IMAGE_SUFFIXES, FileReader, list_images, require_folders
-from mdeq_jax.data.transforms import ClassificationTransform
+from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
+from mdeq_jax.data.vision.files import IMAGE_SUFFIXES, FileReader, list_images, require_folders
+from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 
 def load(config) -> Dataset:

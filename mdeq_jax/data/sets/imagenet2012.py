@@ -3,10 +3,10 @@
 O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 1409.0575.
 """
 
-from mdeq_jax.data import tfds_records
 from mdeq_jax.data.dataset import Dataset
-from mdeq_jax.data.disk import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
-from mdeq_jax.data.transforms import ClassificationTransform
+from mdeq_jax.data.vision import tfds_records
+from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
+from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 NUM_CLASSES = 1000
 

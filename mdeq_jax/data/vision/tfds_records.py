@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from mdeq_jax.data.disk import Record
+from mdeq_jax.data.vision.disk_split import Record
 
 _FORMAT = "array_record"
 _CHUNK = 1000
@@ -23,7 +23,7 @@ def prepare_command(name: str, data_dir: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsReader:
-    """See `disk.Reader`.
+    """See `disk_split.Reader`.
 
     Attributes:
       source: of TFDS, with undecoded images.

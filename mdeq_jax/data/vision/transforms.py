@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from mdeq_jax.data import augment, images
 from mdeq_jax.data.dataset import IGNORE_LABEL
-from mdeq_jax.data.disk import Record
-from mdeq_jax.data.images import ExampleError
+from mdeq_jax.data.vision import augment, images
+from mdeq_jax.data.vision.disk_split import Record
+from mdeq_jax.data.vision.images import ExampleError
 
 _INVALID = 254  # in label tables: neither a class nor ignored
 

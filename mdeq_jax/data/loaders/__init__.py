@@ -1,0 +1,1 @@
+"""Loaders: sampling with exact resumption, worker processes, prefetching."""

@@ -1,0 +1,1 @@
+"""Images and label maps: files, decoding, transforms, splits of examples."""
