@@ -1,7 +1,7 @@
 """PyTorch checkpoints of the original repositories: read without PyTorch, converted, exported."""
 
-from mdeq_jax.convert.architectures import KNOWN_ARCHITECTURES, Architecture, recognise
 from mdeq_jax.convert.errors import WeightsFileError
+from mdeq_jax.convert.mdeq.architectures import KNOWN_ARCHITECTURES, Architecture, recognise
 from mdeq_jax.convert.report import inspect_file, summarize
 from mdeq_jax.convert.state_dict import (
     Conversion,
@@ -9,8 +9,8 @@ from mdeq_jax.convert.state_dict import (
     convert_state_dict,
     export_state_dict,
 )
-from mdeq_jax.convert.torch_writer import write_torch_file
-from mdeq_jax.convert.unpickle import load_torch_file, load_torch_object
+from mdeq_jax.convert.torch_file.unpickle import load_torch_file, load_torch_object
+from mdeq_jax.convert.torch_file.writer import write_torch_file
 
 __all__ = [
     "KNOWN_ARCHITECTURES",

@@ -2,12 +2,12 @@
 
 import os
 
-from mdeq_jax.convert.architectures import recognise
 from mdeq_jax.convert.errors import printable
-from mdeq_jax.convert.names import count_parameters, name_table
+from mdeq_jax.convert.mdeq.architectures import recognise
+from mdeq_jax.convert.mdeq.names import count_parameters, name_table
+from mdeq_jax.convert.mdeq.variants import standard_names
 from mdeq_jax.convert.state_dict import Conversion
-from mdeq_jax.convert.unpickle import load_torch_file
-from mdeq_jax.convert.variants import standard_names
+from mdeq_jax.convert.torch_file.unpickle import load_torch_file
 
 
 def inspect_file(path: str | os.PathLike) -> str:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from mdeq_jax.convert.architectures import architecture_of, overrides, recognise
 from mdeq_jax.convert.errors import WeightsFileError, printable
-from mdeq_jax.convert.names import CELL, Misfit, count_parameters, find_misfit, name_table
-from mdeq_jax.convert.variants import TORCHDEQ_CELL, Named, standard_names
+from mdeq_jax.convert.mdeq.architectures import architecture_of, overrides, recognise
+from mdeq_jax.convert.mdeq.names import CELL, Misfit, count_parameters, find_misfit, name_table
+from mdeq_jax.convert.mdeq.variants import TORCHDEQ_CELL, Named, standard_names
 
 
 class Conversion(NamedTuple):

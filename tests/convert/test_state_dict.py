@@ -18,9 +18,9 @@ from mdeq_jax.convert import (
     load_torch_file,
     recognise,
 )
-from mdeq_jax.convert.architectures import architecture_of, infer_architecture
-from mdeq_jax.convert.names import name_table
-from mdeq_jax.convert.variants import standard_names
+from mdeq_jax.convert.mdeq.architectures import architecture_of, infer_architecture
+from mdeq_jax.convert.mdeq.names import name_table
+from mdeq_jax.convert.mdeq.variants import standard_names
 
 TINY, CITYSCAPES = "cifar/cls_mdeq_TINY", "cityscapes/seg_mdeq_SMALL"
 COUNTERS = "*.num_batches_tracked"

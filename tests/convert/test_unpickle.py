@@ -19,7 +19,7 @@ from torch_files import (
     write_zip,
 )
 
-from mdeq_jax.convert.unpickle import load_torch_file, load_torch_object
+from mdeq_jax.convert.torch_file.unpickle import load_torch_file, load_torch_object
 
 # What torch writes
 

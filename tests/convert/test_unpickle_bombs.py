@@ -14,7 +14,7 @@ MEASURE = """
 import json, sys, time
 from pathlib import Path
 from mdeq_jax.convert.errors import WeightsFileError
-from mdeq_jax.convert.unpickle import load_torch_object
+from mdeq_jax.convert.torch_file.unpickle import load_torch_object
 
 def peak_mb():
     # Not `ru_maxrss`, which a new process inherits from the one that started it.

@@ -106,7 +106,7 @@ def write_mutant(rng, path, pickled, storages):
 def load_mutants(folder):
     """Loads every file; returns counts of what happened and of what the audit hook saw."""
     from mdeq_jax.convert.errors import WeightsFileError
-    from mdeq_jax.convert.unpickle import load_torch_file
+    from mdeq_jax.convert.torch_file.unpickle import load_torch_file
 
     path, rng, bases = folder / "mutant.pkl", random.Random(SEED), base_files()
     outcomes, causes, events, slowest = Counter(), Counter(), Counter(), 0.0

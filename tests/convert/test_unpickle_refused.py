@@ -25,7 +25,7 @@ from torch_files import (
     write_zip,
 )
 
-from mdeq_jax.convert.unpickle import load_torch_object
+from mdeq_jax.convert.torch_file.unpickle import load_torch_object
 
 # Files that could run code
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdeq_jax.convert.errors import WeightsFileError
-from mdeq_jax.convert.unpickle import load_torch_file
+from mdeq_jax.convert.torch_file.unpickle import load_torch_file
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 PROTOCOL = b"\x80\x02M\xe9\x03."

@@ -8,8 +8,8 @@ import io
 import zipfile
 
 from mdeq_jax.convert.errors import WeightsFileError
-from mdeq_jax.convert.pickle_opcodes import MAX_PICKLE_BYTES, read_pickle
-from mdeq_jax.convert.torch_objects import ALLOWED_GLOBALS, StorageTable
+from mdeq_jax.convert.torch_file.pickle_opcodes import MAX_PICKLE_BYTES, read_pickle
+from mdeq_jax.convert.torch_file.torch_objects import ALLOWED_GLOBALS, StorageTable
 
 SIGNATURE = b"PK\x03\x04"
 _CHUNK_BYTES = 2**20

@@ -10,8 +10,12 @@ import reprlib
 import struct
 
 from mdeq_jax.convert.errors import WeightsFileError
-from mdeq_jax.convert.pickle_opcodes import MAX_PICKLE_BYTES, UnsafePickleError, read_pickle
-from mdeq_jax.convert.torch_objects import ALLOWED_GLOBALS, StorageTable
+from mdeq_jax.convert.torch_file.pickle_opcodes import (
+    MAX_PICKLE_BYTES,
+    UnsafePickleError,
+    read_pickle,
+)
+from mdeq_jax.convert.torch_file.torch_objects import ALLOWED_GLOBALS, StorageTable
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001

@@ -10,8 +10,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mdeq_jax.convert import legacy_format, zip_format
 from mdeq_jax.convert.errors import WeightsFileError
+from mdeq_jax.convert.torch_file import legacy_format, zip_format
 
 # A pickle of a kilobyte can stand for a tree without end, by holding the same list many times.
 _MAX_TREE_NODES = 300_000

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdeq_jax.convert.names import CELL, Misfit, find_misfit, name_table
+from mdeq_jax.convert.mdeq.names import CELL, Misfit, find_misfit, name_table
 
 Shapes = Mapping[str, tuple[int, ...]]
 _MAX_SCALES = 16  # more than any image can be halved; the table grows with their square

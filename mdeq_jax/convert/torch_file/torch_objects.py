@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from mdeq_jax.convert.errors import WeightsFileError
-from mdeq_jax.convert.pickle_opcodes import AllowedCall, check_key
+from mdeq_jax.convert.torch_file.pickle_opcodes import AllowedCall, check_key
 
 # `tensor.expand` repeats elements at no cost in the file; more than this is not a weight.
 MAX_EXPANDED_BYTES = 2**20

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mdeq_jax.convert.errors import WeightsFileError, printable
-from mdeq_jax.convert.names import CELL
+from mdeq_jax.convert.mdeq.names import CELL
 
 TORCHDEQ_CELL = "full_stage."
 _PREFIXES = ("module.", "model.")  # DataParallel's and the segmentation wrapper's, in either order

@@ -1,0 +1,1 @@
+"""MDEQ's names in PyTorch: the table of names, known architectures, variants of files."""
