@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdeq_jax import convert
-from mdeq_jax.training.transfer import load_variables, save_variables
+from mdeq_jax.engine.warm_start import load_variables, save_variables
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config of the network, e.g. configs/imagenet_small.py; not for --inspect."

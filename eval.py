@@ -8,8 +8,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdeq_jax import training
-from mdeq_jax.training.compilation import choose_convolutions, keep_compiled_programs
-from mdeq_jax.training.writers import finite
+from mdeq_jax.engine.writers import finite
+from mdeq_jax.runtime.compilation import choose_convolutions, keep_compiled_programs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."

@@ -5,8 +5,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mdeq_jax.training import Interrupted, TrainingDiverged, hosts, train_and_evaluate
-from mdeq_jax.training.compilation import choose_convolutions, keep_compiled_programs
+from mdeq_jax.runtime import hosts
+from mdeq_jax.runtime.compilation import choose_convolutions, keep_compiled_programs
+from mdeq_jax.training import Interrupted, TrainingDiverged, train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."

@@ -1,5 +1,5 @@
 """Measurements that a user can repeat."""
 
-from mdeq_jax.training.compilation import choose_convolutions
+from mdeq_jax.runtime.compilation import choose_convolutions
 
 choose_convolutions()  # as `train.py` and `eval.py` do

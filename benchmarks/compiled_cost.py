@@ -31,11 +31,11 @@ from benchmarks.roofline import PEAKS
 from benchmarks.train_step import NUM_STEPS, STEPS_PER_EPOCH, memory
 from benchmarks.workload import forced_by_flags, random_batch, random_network
 from mdeq_jax import hardware
+from mdeq_jax.engine.state import build_optimizer, init_state
+from mdeq_jax.engine.step import make_eval_step, make_train_step, training_config
 from mdeq_jax.models import build_model
 from mdeq_jax.parallel import BATCH_AXIS
-from mdeq_jax.training.state import build_optimizer, init_state
-from mdeq_jax.training.step import make_eval_step, make_train_step, training_config
-from mdeq_jax.training.tasks import build_task
+from mdeq_jax.tasks import build_task
 
 DEVICE = "NVIDIA H200"
 # What XLA wants to know of a device, by its data sheet and NVIDIA's tables of compute capability.

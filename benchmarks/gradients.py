@@ -26,10 +26,10 @@ from ml_collections import config_flags
 
 from mdeq_jax.convert import convert_state_dict, load_torch_file
 from mdeq_jax.data import EvalLoader, load_dataset
+from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.implicit import BackwardStats, ift
 from mdeq_jax.models import build_model
 from mdeq_jax.solvers import Status, broyden
-from mdeq_jax.training.checkpoint import Checkpoints
 
 COMPARED = ("stem", "cell")
 # Name, gradient, its settings. Where None stands for the steps, they are those of the config.

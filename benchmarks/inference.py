@@ -21,9 +21,9 @@ from benchmarks.roofline import beside_roof, roof
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, measure_in_turn
 from benchmarks.train_step import memory
 from benchmarks.workload import forced, random_batch, random_network
-from mdeq_jax.training import devices
-from mdeq_jax.training.step import make_eval_step
-from mdeq_jax.training.tasks import build_task
+from mdeq_jax.engine.step import make_eval_step
+from mdeq_jax.runtime import devices
+from mdeq_jax.tasks import build_task
 
 
 def compile_step(config, batch_size: int, network) -> tuple:

@@ -20,11 +20,11 @@ from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import beside_roof, roof
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, measure_in_turn
 from benchmarks.workload import cell_problem, forced_by_flags, random_batch
+from mdeq_jax.engine.state import build_optimizer, init_state
+from mdeq_jax.engine.step import make_train_step, training_config
 from mdeq_jax.models import apply_cell, build_model
-from mdeq_jax.training import devices
-from mdeq_jax.training.state import build_optimizer, init_state
-from mdeq_jax.training.step import make_train_step, training_config
-from mdeq_jax.training.tasks import build_task
+from mdeq_jax.runtime import devices
+from mdeq_jax.tasks import build_task
 
 NUM_STEPS, STEPS_PER_EPOCH = 1_000_000, 1_000  # of the training that the step is one of
 

@@ -13,7 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from mdeq_jax import hardware
 from mdeq_jax.kernels import launch
-from mdeq_jax.training.compilation import choose_convolutions
+from mdeq_jax.runtime.compilation import choose_convolutions
 
 choose_convolutions()  # those that the scripts choose, whichever tests are run
 

@@ -11,7 +11,8 @@ from networks import load_config
 from mdeq_jax.convert import load_torch_file
 from mdeq_jax.data import load_dataset
 from mdeq_jax.data.vision.tfds_records import open_split
-from mdeq_jax.training import evaluate, evaluation
+from mdeq_jax.engine import evaluation
+from mdeq_jax.training import evaluate
 
 IMAGES = 500  # half of the reference's: what a test has time for
 

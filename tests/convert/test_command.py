@@ -12,7 +12,7 @@ from networks import assert_same, load_config, random_state_dict
 
 import convert_torch_weights
 from mdeq_jax.convert import export_state_dict, load_torch_file
-from mdeq_jax.training.transfer import load_variables
+from mdeq_jax.engine.warm_start import load_variables
 
 
 @pytest.fixture

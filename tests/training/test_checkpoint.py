@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from mdeq_jax.training.checkpoint import BEST, CheckpointError, Checkpoints
-from mdeq_jax.training.state import make_state
-from mdeq_jax.training.workdir import check_writable
+from mdeq_jax.engine.checkpoint import BEST, CheckpointError, Checkpoints
+from mdeq_jax.engine.state import make_state
+from mdeq_jax.engine.workdir import check_writable
 
 
 def state_of(step, size=1000):

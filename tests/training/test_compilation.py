@@ -9,7 +9,7 @@ import jax
 import jaxlib
 import pytest
 
-from mdeq_jax.training.compilation import choose_convolutions, keep_compiled_programs
+from mdeq_jax.runtime.compilation import choose_convolutions, keep_compiled_programs
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(no_cache, tmp_path, monkeypatc
 
 SCRIPT = """
 import jax
-from mdeq_jax.training.compilation import keep_compiled_programs
+from mdeq_jax.runtime.compilation import keep_compiled_programs
 keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 hits = []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from mdeq_jax.training.confusion import confusion_matrix, scores
+from mdeq_jax.tasks.segmentation.confusion import confusion_matrix, scores
 
 CLASSES = 6
 NAMES = tuple("abcdef")

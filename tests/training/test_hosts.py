@@ -11,9 +11,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny import SINGLE_SCALE
 
+from mdeq_jax.engine.warm_start import save_variables
 from mdeq_jax.models import build_model
-from mdeq_jax.training import hosts
-from mdeq_jax.training.transfer import save_variables
+from mdeq_jax.runtime import hosts
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.layers import resize_bilinear
 from mdeq_jax.solvers import Solution
-from mdeq_jax.training.inference import (
+from mdeq_jax.tasks.segmentation.inference import (
     InferenceSettings,
     image_logits,
     network_input,

@@ -13,8 +13,8 @@ from killed_runs import FIELDS
 from tiny import override
 
 from configs import digits
+from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.models import build_model
-from mdeq_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 

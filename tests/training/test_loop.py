@@ -15,17 +15,17 @@ import pytest
 from tiny import SINGLE_SCALE
 
 from mdeq_jax.data import Prefetcher, load_dataset
+from mdeq_jax.engine import loop
+from mdeq_jax.engine.checkpoint import Checkpoints
+from mdeq_jax.engine.workdir import check_architecture, write_config
 from mdeq_jax.models import build_model
 from mdeq_jax.training import (
     Interrupted,
     TrainingDiverged,
     evaluate,
-    loop,
     predict_classes,
     train_and_evaluate,
 )
-from mdeq_jax.training.checkpoint import Checkpoints
-from mdeq_jax.training.workdir import check_architecture, write_config
 
 EXPECTED = {
     "step",

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from configs import default
-from mdeq_jax.training.losses import correct_top_k, cross_entropy
-from mdeq_jax.training.report import describe_evaluation, summarize
-from mdeq_jax.training.schedules import jacobian_weight, learning_rate
-from mdeq_jax.training.state import build_optimizer
-from mdeq_jax.training.step import Report
-from mdeq_jax.training.tasks import build_task
-from mdeq_jax.training.writers import MetricsWriter, finite
+from mdeq_jax.engine.report import describe_evaluation, summarize
+from mdeq_jax.engine.schedules import jacobian_weight, learning_rate
+from mdeq_jax.engine.state import build_optimizer
+from mdeq_jax.engine.step import Report
+from mdeq_jax.engine.writers import MetricsWriter, finite
+from mdeq_jax.tasks import build_task
+from mdeq_jax.tasks.classification.losses import correct_top_k, cross_entropy
 
 
 def train_settings(**fields):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from mdeq_jax.training.segmentation import segmentation
+from mdeq_jax.tasks.segmentation.task import segmentation
 
 CLASSES, IGNORED = 5, 255
 WEIGHTS = (0.5, 1.0, 1.5, 2.0, 0.25)
@@ -74,7 +74,7 @@ import json
 import jax
 import numpy as np
 
-from mdeq_jax.training.segmentation import segmentation
+from mdeq_jax.tasks.segmentation.task import segmentation
 from test_segmentation_losses import SETTINGS, make_batch, segmenter_config
 
 logits, labels = make_batch()

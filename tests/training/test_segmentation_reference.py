@@ -11,7 +11,7 @@ import pytest
 from configs import default
 from mdeq_jax.convert import convert_state_dict, load_torch_file
 from mdeq_jax.models import build_model
-from mdeq_jax.training.segmentation import segmentation
+from mdeq_jax.tasks.segmentation.task import segmentation
 
 NAME = "seg_four_scales"
 

@@ -14,19 +14,19 @@ from configs import cityscapes_small, default
 from mdeq_jax.data import load_dataset
 from mdeq_jax.data.sets import cityscapes
 from mdeq_jax.data.vision.frames import Frame, read_frames
+from mdeq_jax.diagnostics.convergence import convergence_traces
+from mdeq_jax.engine.warm_start import load_variables, save_variables
 from mdeq_jax.models import build_model
-from mdeq_jax.training import evaluate, predict_classes, train_and_evaluate
-from mdeq_jax.training.convergence import convergence_traces
-from mdeq_jax.training.pictures import Pictures
-from mdeq_jax.training.predict_segmentation import (
+from mdeq_jax.tasks import build_task
+from mdeq_jax.tasks.segmentation.pictures import Pictures
+from mdeq_jax.tasks.segmentation.predict import (
     describe_prediction,
     predict_all,
     predict_folder,
     save_predictions,
 )
-from mdeq_jax.training.segmenter import Prediction, Segmenter, denormalized
-from mdeq_jax.training.tasks import build_task
-from mdeq_jax.training.transfer import load_variables, save_variables
+from mdeq_jax.tasks.segmentation.segmenter import Prediction, Segmenter, denormalized
+from mdeq_jax.training import evaluate, predict_classes, train_and_evaluate
 
 # One resolution, plain iteration and one-step gradients: quick to compile.
 SHARED = dict(

@@ -8,9 +8,9 @@ import pytest
 from configs import default, digits
 from mdeq_jax.convert import convert_state_dict
 from mdeq_jax.convert.mdeq.names import name_table
+from mdeq_jax.engine.state import make_state
+from mdeq_jax.engine.warm_start import load_variables, save_variables, start_from_checkpoint
 from mdeq_jax.training import train_and_evaluate
-from mdeq_jax.training.state import make_state
-from mdeq_jax.training.transfer import load_variables, save_variables, start_from_checkpoint
 
 FOUR_SCALES = dict(
     channels=(8, 8, 16, 16),

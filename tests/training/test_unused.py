@@ -5,10 +5,10 @@ import importlib
 import pytest
 
 from configs import default
+from mdeq_jax.engine import config_lint
+from mdeq_jax.engine.config_lint import unused_settings
 from mdeq_jax.implicit import GRADIENTS
 from mdeq_jax.implicit.equilibrium import OWN_ITERATION as OWN_ITERATIONS
-from mdeq_jax.training import unused
-from mdeq_jax.training.unused import unused_settings
 
 
 def config_with(fields, name="digits"):
@@ -19,13 +19,13 @@ def config_with(fields, name="digits"):
 
 def test_defaults_are_the_configs():
     config = default.get_config()
-    for name, value in unused.DEFAULTS.items():
+    for name, value in config_lint.DEFAULTS.items():
         part, field = name.split(".")
         assert config[part][field] == value, name
 
 
 def test_iterations_are_the_gradients_own():
-    assert {GRADIENTS[name] for name in unused.OWN_ITERATION} == set(OWN_ITERATIONS)
+    assert {GRADIENTS[name] for name in config_lint.OWN_ITERATION} == set(OWN_ITERATIONS)
 
 
 @pytest.mark.parametrize("name", ["digits", "camvid_tiny", "imagenet_small_reg", "imagenet_xl"])
@@ -113,5 +113,5 @@ def test_kernels_of_our_own_on_cpus(monkeypatch):
         "pallas=True has no effect: its kernels are for GPUs"
         in unused_settings(config, training=False)[-1]
     )
-    monkeypatch.setattr(unused.hardware, "on_cpu", lambda: False)
+    monkeypatch.setattr(config_lint.hardware, "on_cpu", lambda: False)
     assert unused_settings(config, training=False) == []

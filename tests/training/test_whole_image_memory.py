@@ -6,7 +6,7 @@ import pytest
 
 from configs import cityscapes_small
 from mdeq_jax.models import build_model
-from mdeq_jax.training.tasks import build_task
+from mdeq_jax.tasks import build_task
 
 SIZE = (1, 1024, 2048)
 

@@ -6,16 +6,11 @@ import jax
 import numpy as np
 
 from mdeq_jax.data import Dataset, EvalLoader, Prefetcher
-from mdeq_jax.implicit import spectral_radius
-from mdeq_jax.models import CellInput, apply_cell
+from mdeq_jax.diagnostics.spectral_radius import make_spectral_radius
+from mdeq_jax.engine.step import make_eval_step
+from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.solvers import Status
-from mdeq_jax.training import devices, hosts
-from mdeq_jax.training.step import make_eval_step
-from mdeq_jax.training.tasks import Task
-from mdeq_jax.tree import ravel_batch
-
-SPECTRAL_STEPS = 50  # products with the Jacobian
-SPECTRAL_IMAGES = 64
+from mdeq_jax.tasks import Task
 
 
 class Evaluator:
@@ -42,7 +37,7 @@ class Evaluator:
         )
         self._max_steps = config.solver.forward.max_steps
         self._step = devices.pmap(make_eval_step(model, task))
-        self._radius = devices.pmap(_make_spectral_radius(model, task, config.seed))
+        self._radius = devices.pmap(make_spectral_radius(model, task, config.seed))
 
     def __call__(self, replicated_variables, step_budget: int | None = None) -> dict[str, float]:
         """Figures over every example of the split, each counted once.
@@ -111,26 +106,3 @@ class Evaluator:
             "eval/spectral_radius_max": float(rows["growth"][keep].max()),
             "eval/spectral_radius_residual": float(rows["residual"][keep].mean()),
         }
-
-
-def _make_spectral_radius(model, task: Task, seed: int):
-    """Returns `(variables, batch) -> {"growth", "residual", "mask"}`, each `[B]`."""
-
-    def radius(variables, batch):
-        images, mask = (batch[name][:SPECTRAL_IMAGES] for name in ("image", "mask"))
-        injection = model.apply(variables, task.prepare(images), method="inject")
-        weights = model.apply(variables, method="cell_weights")
-        spec = model.cell.spec
-
-        def cell(weights, z, x):
-            return apply_cell(spec, weights, z, x)
-
-        start, x = model.zero_state(injection), CellInput(injection)
-        _, solution = model.solve(cell, weights, x, start)
-        z = ravel_batch(start)[1](solution.z)
-        result = spectral_radius(
-            cell, weights, x, z, key=jax.random.key(seed), num_steps=SPECTRAL_STEPS
-        )
-        return {"growth": result.growth, "residual": result.residual, "mask": mask}
-
-    return radius

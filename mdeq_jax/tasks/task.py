@@ -31,3 +31,8 @@ class Task(NamedTuple):
     infer: Callable[..., tuple[jax.Array, Solution]]
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images
     restore: Callable[[jax.Array, jax.Array], jax.Array] = lambda logits, images: logits
+
+
+def display_name(name: str) -> str:
+    """The name of a figure as people write it."""
+    return "mIoU" if name == "miou" else name.replace("_", " ")

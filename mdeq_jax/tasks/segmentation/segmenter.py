@@ -12,10 +12,10 @@ from mdeq_jax.data import CLASS_TABLES, LabelClass
 from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.data.vision.label_classes import evaluated
+from mdeq_jax.engine.evaluation import load_checkpoint
 from mdeq_jax.models import build_model
 from mdeq_jax.solvers import Status
-from mdeq_jax.training.evaluation import load_checkpoint
-from mdeq_jax.training.inference import (
+from mdeq_jax.tasks.segmentation.inference import (
     InferenceSettings,
     pixel_residual,
     scaled_size,

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from mdeq_jax.data import IGNORE_LABEL, load_dataset
 from mdeq_jax.data.vision.frames import Frame, read_frames
-from mdeq_jax.training.checks import check_data
-from mdeq_jax.training.confusion import scores
-from mdeq_jax.training.pictures import Pictures
-from mdeq_jax.training.segmenter import Prediction, Segmenter, denormalized
+from mdeq_jax.tasks.segmentation.confusion import scores
+from mdeq_jax.tasks.segmentation.pictures import Pictures
+from mdeq_jax.tasks.segmentation.segmenter import Prediction, Segmenter, denormalized
+from mdeq_jax.tasks.validate import check_data
 from mdeq_jax.viz.segmentation import Row
 
 COMPARED = 10  # frames that are solved from zero too, to tell what the warm start saves

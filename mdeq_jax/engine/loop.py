@@ -8,26 +8,28 @@ import jax
 from tqdm import tqdm
 
 from mdeq_jax.data import Prefetcher, TrainLoader, load_dataset
-from mdeq_jax.models import build_model
-from mdeq_jax.training import convergence, devices, hosts
-from mdeq_jax.training.checkpoint import BEST, Checkpoints
-from mdeq_jax.training.checks import check_data, check_training
-from mdeq_jax.training.evaluation import Evaluator
-from mdeq_jax.training.interrupt import Interrupted, InterruptFlag
-from mdeq_jax.training.report import describe_evaluation, describe_training, fetch, summarize
-from mdeq_jax.training.schedules import learning_rate
-from mdeq_jax.training.state import build_optimizer, init_state
-from mdeq_jax.training.step import make_train_step, training_config
-from mdeq_jax.training.tasks import build_task
-from mdeq_jax.training.transfer import start_from_checkpoint
-from mdeq_jax.training.unused import unused_settings
-from mdeq_jax.training.workdir import (
+from mdeq_jax.diagnostics import convergence
+from mdeq_jax.engine.checkpoint import BEST, Checkpoints
+from mdeq_jax.engine.config_lint import unused_settings
+from mdeq_jax.engine.evaluation import Evaluator
+from mdeq_jax.engine.report import describe_evaluation, describe_training, fetch, summarize
+from mdeq_jax.engine.schedules import learning_rate
+from mdeq_jax.engine.state import build_optimizer, init_state
+from mdeq_jax.engine.step import make_train_step, training_config
+from mdeq_jax.engine.validate import check_training
+from mdeq_jax.engine.warm_start import start_from_checkpoint
+from mdeq_jax.engine.workdir import (
     check_architecture,
     check_resumable,
     check_writable,
     write_config,
 )
-from mdeq_jax.training.writers import MetricsWriter
+from mdeq_jax.engine.writers import MetricsWriter
+from mdeq_jax.models import build_model
+from mdeq_jax.runtime import devices, hosts
+from mdeq_jax.runtime.interrupt import Interrupted, InterruptFlag
+from mdeq_jax.tasks import build_task
+from mdeq_jax.tasks.validate import check_data
 
 
 class TrainingDiverged(FloatingPointError):

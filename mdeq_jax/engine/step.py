@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from mdeq_jax.engine.schedules import jacobian_weight
+from mdeq_jax.engine.state import TrainState
 from mdeq_jax.implicit import BackwardStats
-from mdeq_jax.parallel import BATCH_AXIS
-from mdeq_jax.training.schedules import jacobian_weight
-from mdeq_jax.training.state import TrainState
-from mdeq_jax.training.tasks import Task
+from mdeq_jax.parallel import device_index, mean_over_devices, sum_over_devices
+from mdeq_jax.tasks import Task
 
 
 class Report(NamedTuple):
@@ -77,7 +77,7 @@ def make_train_step(model, optimizer, task: Task, config, steps_per_epoch: int) 
 
     def train_step(state: TrainState, batch: dict, plain: bool) -> tuple[TrainState, Report]:
         draws = draw(state.step)
-        place = lax.axis_index(BATCH_AXIS) * batch["image"].shape[0]
+        place = device_index() * batch["image"].shape[0]
         if parts == 1:
             grads, stats, report = backward(
                 state.params, state.batch_stats, batch, draws, place, plain
@@ -86,8 +86,8 @@ def make_train_step(model, optimizer, task: Task, config, steps_per_epoch: int) 
             grads, stats, report = _accumulate(backward, parts)(
                 state.params, state.batch_stats, batch, draws, place, plain
             )
-        grads, stats = lax.pmean((grads, stats), BATCH_AXIS)
-        scalars = lax.pmean(report.scalars, BATCH_AXIS)
+        grads, stats = mean_over_devices((grads, stats))
+        scalars = mean_over_devices(report.scalars)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -110,7 +110,7 @@ def make_train_step(model, optimizer, task: Task, config, steps_per_epoch: int) 
             "skipped": 1.0 - finite,
             "skipped_in_a_row": skipped_in_a_row,
         }
-        return new_state, Report(scalars, report.per_sample, lax.psum(report.sums, BATCH_AXIS))
+        return new_state, Report(scalars, report.per_sample, sum_over_devices(report.sums))
 
     return train_step
 
@@ -237,6 +237,6 @@ def make_eval_step(model, task: Task) -> Callable:
             "nfe": jnp.broadcast_to(solution.nfe, solution.steps.shape),
             "mask": batch["mask"],
         }
-        return lax.psum(sums, BATCH_AXIS), per_sample
+        return sum_over_devices(sums), per_sample
 
     return eval_step

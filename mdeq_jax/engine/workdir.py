@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from mdeq_jax.training import hosts
+from mdeq_jax.runtime import hosts
 
 CONFIG_FILE = "config.json"
 

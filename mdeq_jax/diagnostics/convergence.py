@@ -15,8 +15,8 @@ from mdeq_jax.implicit import solve_adjoint
 from mdeq_jax.models import CellInput, apply_cell
 from mdeq_jax.models.mdeq.build import build_solver
 from mdeq_jax.solvers import fixed_point_iteration
-from mdeq_jax.training.report import spoken
-from mdeq_jax.training.tasks import Task
+from mdeq_jax.tasks import Task
+from mdeq_jax.tasks.task import display_name
 from mdeq_jax.tree import ravel_batch
 from mdeq_jax.viz.convergence import plot_convergence
 
@@ -127,7 +127,7 @@ def plot(path: Path, config, model, variables, task: Task, dataset: Dataset, sco
         traces.forward,
         traces.backward,
         title=f"{config.name}: convergence over {traces.forward.shape[1]:,} evaluation images "
-        f"({spoken(task.headline)} {100 * score:.2f} %)",
+        f"({display_name(task.headline)} {100 * score:.2f} %)",
         forward_label=traces.forward_label,
         backward_label=traces.backward_label,
         forward_tol=config.solver.forward.tol if uses_tol else None,

@@ -10,33 +10,23 @@ from mdeq_jax.data.sets.cityscapes import CLASS_WEIGHTS
 from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.layers import resize_bilinear
 from mdeq_jax.parallel import BATCH_AXIS
-from mdeq_jax.training.confusion import confusion_matrix, scores
-from mdeq_jax.training.inference import (
+from mdeq_jax.tasks.segmentation.confusion import confusion_matrix, scores
+from mdeq_jax.tasks.segmentation.inference import (
     InferenceSettings,
     image_logits,
     network_input,
     segment,
 )
-from mdeq_jax.training.segmentation_losses import (
+from mdeq_jax.tasks.segmentation.losses import (
     global_mean,
     hard_pixels,
     pixel_cross_entropy,
     pixel_weights,
 )
-from mdeq_jax.training.task import Task
+from mdeq_jax.tasks.task import Task
+from mdeq_jax.tasks.validate import check_settings
 
 _NAMED_WEIGHTS = {"cityscapes": CLASS_WEIGHTS}
-# Fields that only segmentation has, and their value where they are not used.
-_SEGMENTATION_FIELDS = (
-    ("train", "class_weights", None),
-    ("train", "ohem_threshold", None),
-    ("train", "ohem_min_kept", None),
-    ("eval", "scales", (1.0,)),
-    ("eval", "flip", False),
-    ("eval", "window", None),
-    ("eval", "stride", None),
-    ("eval", "warm_start", True),
-)
 
 
 def segmentation(config) -> Task:
@@ -144,33 +134,3 @@ def class_weights(train, num_classes: int) -> tuple[float, ...] | None:
             f"number above 0 for each of the {num_classes} classes (model.num_classes)."
         )
     return tuple(float(weight) for weight in weights)
-
-
-def check_settings(config) -> None:
-    """Refuses settings of the loss that cannot work, and those that have no effect on the task.
-
-    Raises:
-        ValueError: as said.
-    """
-    train = config.train
-    if config.model.name != "mdeq_segmenter":
-        for where, field, unset in _SEGMENTATION_FIELDS:
-            if config[where][field] != unset:
-                raise ValueError(
-                    f"{where}.{field}={config[where][field]!r} is for segmentation and has no "
-                    f"effect on model.name={config.model.name!r}: leave it at {unset}."
-                )
-        return
-    threshold, kept = train.ohem_threshold, train.ohem_min_kept
-    if train.label_smoothing:
-        raise ValueError(
-            f"train.label_smoothing={train.label_smoothing} is for classification; the loss of "
-            "pixels has none: set it to 0."
-        )
-    if threshold is not None and not 0 < threshold <= 1:
-        raise ValueError(f"train.ohem_threshold={threshold} must be a probability in (0, 1].")
-    if kept is not None and (threshold is None or kept < 0):
-        raise ValueError(
-            f"train.ohem_min_kept={kept} must be at least 0, and needs train.ohem_threshold "
-            f"(it is {threshold})."
-        )

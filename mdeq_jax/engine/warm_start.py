@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mdeq_jax.engine.checkpoint import Checkpoints
+from mdeq_jax.engine.state import TrainState, build_optimizer, make_state
+from mdeq_jax.engine.workdir import CONFIG_FILE, check_architecture, write_config
 from mdeq_jax.models import build_model
-from mdeq_jax.training import hosts
-from mdeq_jax.training.checkpoint import Checkpoints
-from mdeq_jax.training.state import TrainState, build_optimizer, make_state
-from mdeq_jax.training.workdir import CONFIG_FILE, check_architecture, write_config
+from mdeq_jax.runtime import hosts
 
 SHARED = ("stem", "cell")  # what networks of different tasks have in common
 _UNSEEN = ("num_groups", "downsample_times")  # of the shared part, but not in its shapes

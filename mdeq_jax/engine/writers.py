@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from mdeq_jax.training import hosts
+from mdeq_jax.runtime import hosts
 
 
 class MetricsWriter:

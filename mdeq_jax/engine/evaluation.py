@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from mdeq_jax.data import load_dataset
+from mdeq_jax.engine.checkpoint import BEST, NEWEST, Checkpoints
+from mdeq_jax.engine.config_lint import unused_settings
+from mdeq_jax.engine.evaluator import Evaluator
+from mdeq_jax.engine.report import describe_evaluation
+from mdeq_jax.engine.workdir import check_architecture
 from mdeq_jax.models import build_model
-from mdeq_jax.training import devices, hosts
-from mdeq_jax.training.checkpoint import BEST, NEWEST, Checkpoints
-from mdeq_jax.training.checks import check_data
-from mdeq_jax.training.evaluator import Evaluator
-from mdeq_jax.training.report import describe_evaluation, spoken
-from mdeq_jax.training.tasks import build_task
-from mdeq_jax.training.unused import unused_settings
-from mdeq_jax.training.workdir import check_architecture
+from mdeq_jax.runtime import devices, hosts
+from mdeq_jax.tasks import build_task
+from mdeq_jax.tasks.task import display_name
+from mdeq_jax.tasks.validate import check_data
 from mdeq_jax.viz.sweep import plot_sweep
 
 
@@ -65,7 +66,7 @@ def evaluate(
         _say(f"{number:5}  {describe_evaluation(sweep[number], task.headline)}")
     if hosts.is_main():
         path = workdir / "sweep.png"
-        label = spoken(task.headline)
+        label = display_name(task.headline)
         plot_sweep(path, sweep, task.headline, label, f"{config.name}, step {step:,}")
         print(f"Wrote {path}.")
     return {"step": step, **sweep[sweep_steps[-1]], "sweep": sweep}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mdeq_jax.training.schedules import learning_rate
+from mdeq_jax.engine.schedules import learning_rate
 
 OPTIMIZERS = ("adam", "sgd")
 

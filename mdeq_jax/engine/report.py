@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 
+from mdeq_jax.engine.step import Report
+from mdeq_jax.runtime import devices
 from mdeq_jax.solvers import Status
-from mdeq_jax.training import devices
-from mdeq_jax.training.step import Report
-from mdeq_jax.training.tasks import Task
+from mdeq_jax.tasks import Task
+from mdeq_jax.tasks.task import display_name
 
 
 def fetch(report: Report) -> Report:
@@ -92,11 +93,6 @@ def _residual(metrics: dict, residual: str, unconverged: str) -> str:
     return text + ")"
 
 
-def spoken(name: str) -> str:
-    """The name of a figure as people write it."""
-    return "mIoU" if name == "miou" else name.replace("_", " ")
-
-
 def describe_evaluation(metrics: dict, headline: str) -> str:
     """One line of an evaluation that a person can read.
 
@@ -106,7 +102,7 @@ def describe_evaluation(metrics: dict, headline: str) -> str:
     """
     names = [headline, "pixel_accuracy"] if headline == "miou" else [headline]
     parts = [
-        *(f"{spoken(name)} {100 * metrics[f'eval/{name}']:.2f} %" for name in names),
+        *(f"{display_name(name)} {100 * metrics[f'eval/{name}']:.2f} %" for name in names),
         f"loss {metrics['eval/loss']:.4f}",
         f"NFE {metrics['eval/nfe']:.1f}",
         f"residual {metrics['eval/rel_residual']:.1e} "

@@ -1,27 +1,6 @@
 """Settings that cannot work together, refused before anything is compiled."""
 
-from mdeq_jax.training import devices
-
-TASK_OF_MODEL = {"mdeq_classifier": "classification", "mdeq_segmenter": "segmentation"}
-
-
-def check_data(config, dataset) -> None:
-    """Refuses a network that does not fit the data.
-
-    Raises:
-        ValueError: another task, or another number of classes.
-    """
-    task = TASK_OF_MODEL[config.model.name]
-    if dataset.task != task:
-        raise ValueError(
-            f"model.name={config.model.name!r} is for {task}, but {dataset.name} is a data set for "
-            f"{dataset.task}: choose another data.name or another model.name."
-        )
-    if config.model.num_classes != dataset.num_classes:
-        raise ValueError(
-            f"model.num_classes={config.model.num_classes}, but {dataset.name} has "
-            f"{dataset.num_classes} classes: set model.num_classes={dataset.num_classes}."
-        )
+from mdeq_jax.runtime import devices
 
 
 def check_training(config) -> None:

@@ -12,11 +12,10 @@ from absl import logging
 from mdeq_jax.data import load_dataset
 from mdeq_jax.data.vision.images import ExampleError
 from mdeq_jax.data.vision.unlabelled import list_folder, read_for_evaluation
+from mdeq_jax.engine.evaluation import load_checkpoint
 from mdeq_jax.models import build_model
 from mdeq_jax.solvers import Status
-from mdeq_jax.training.checks import check_data
-from mdeq_jax.training.evaluation import load_checkpoint
-from mdeq_jax.training.segmentation import check_settings
+from mdeq_jax.tasks.validate import check_data, check_settings
 
 COLUMNS = ("file", "class", "name", "probability", "solver_steps", "rel_residual", "converged")
 

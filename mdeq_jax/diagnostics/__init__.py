@@ -1,0 +1,1 @@
+"""How equilibria converge and contract."""

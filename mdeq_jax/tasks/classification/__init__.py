@@ -1,0 +1,1 @@
+"""Classification of images: task, losses, prediction."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation: task, losses, inference on whole images, prediction, pictures."""
