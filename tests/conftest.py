@@ -1,6 +1,8 @@
 """Settings for every test: strict ranks, a compilation cache, float64 where a test asks for it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,9 +13,11 @@ import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from configs import digits
 from mdeq_jax import hardware
 from mdeq_jax.kernels import launch
 from mdeq_jax.runtime.compilation import choose_convolutions
+from tests.helpers.tiny import TINY, override
 
 choose_convolutions()  # those that the scripts choose, whichever tests are run
 
@@ -71,3 +75,50 @@ def lowered_for_a_gpu(monkeypatch):
             return traced.lower(lowering_platforms=("cuda",)).as_text()
 
     return lower
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Makes the config of the tiny network, with further fields set."""
+
+    def make(fields=()):
+        return override(digits.get_config(), {**TINY, **dict(fields)})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Runs a script of the repository, with the tiny settings, as a person would."""
+
+    def command(script, workdir, **fields):
+        flags = [f"--config.{name}={value}" for name, value in {**TINY, **fields}.items()]
+        return [
+            sys.executable,
+            str(REPOSITORY / script),
+            f"--config={REPOSITORY / 'configs' / 'digits.py'}",
+            f"--workdir={workdir}",
+            *flags,
+        ]
+
+    def environment(devices=1):
+        return {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            f"--xla_force_host_platform_device_count={devices}",
+        }
+
+    def run(script, workdir, *, devices=1, **fields):
+        return subprocess.run(
+            command(script, workdir, **fields),
+            env=environment(devices),
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    run.command, run.environment, run.root = command, environment, REPOSITORY
+    return run

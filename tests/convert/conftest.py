@@ -1,7 +1,8 @@
 """What the converter's tests share."""
 
-import networks
 import pytest
+
+from tests.helpers import networks
 
 
 @pytest.fixture(scope="session")

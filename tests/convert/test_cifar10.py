@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from networks import load_config
 
 from mdeq_jax.convert import load_torch_file
 from mdeq_jax.data import load_dataset
 from mdeq_jax.data.vision.tfds_records import open_split
 from mdeq_jax.engine import evaluation
 from mdeq_jax.training import evaluate
+from tests.helpers.networks import load_config
 
 IMAGES = 500  # half of the reference's: what a test has time for
 

@@ -3,16 +3,15 @@
 import json
 import sys
 
-import networks
 import numpy as np
 import pytest
-import torch_files
 from absl import flags
-from networks import assert_same, load_config, random_state_dict
 
 import convert_torch_weights
 from mdeq_jax.convert import export_state_dict, load_torch_file
 from mdeq_jax.engine.warm_start import load_variables
+from tests.helpers import networks, torch_files
+from tests.helpers.networks import assert_same, load_config, random_state_dict
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import SMALL_MODELS, small_config
 
 from mdeq_jax.convert import convert_state_dict, export_state_dict, load_torch_file
 from mdeq_jax.implicit import jacobian_loss, spectral_radius
 from mdeq_jax.models import CellInput, apply_cell, build_model
 from mdeq_jax.solvers import anderson, broyden
 from mdeq_jax.tree import ravel_batch
+from tests.helpers.networks import SMALL_MODELS, small_config
 
 
 class Network(NamedTuple):

@@ -5,10 +5,8 @@ import subprocess
 import sys
 
 import ml_dtypes
-import networks
 import numpy as np
 import pytest
-from networks import EXPERIMENTS, assert_same, load_config, random_state_dict
 
 from mdeq_jax.convert import (
     WeightsFileError,
@@ -21,6 +19,8 @@ from mdeq_jax.convert import (
 from mdeq_jax.convert.mdeq.architectures import architecture_of, infer_architecture
 from mdeq_jax.convert.mdeq.names import name_table
 from mdeq_jax.convert.mdeq.variants import standard_names
+from tests.helpers import networks
+from tests.helpers.networks import EXPERIMENTS, assert_same, load_config, random_state_dict
 
 TINY, CITYSCAPES = "cifar/cls_mdeq_TINY", "cityscapes/seg_mdeq_SMALL"
 COUNTERS = "*.num_batches_tracked"
@@ -56,9 +56,8 @@ def test_full_size_there_and_back(experiment, shapes):
 
 XL_SCRIPT = """
 import json, pathlib, sys, time
-sys.path.insert(0, "tests/convert")
-import networks, torch_files
 from mdeq_jax.convert import convert_state_dict, export_state_dict, load_torch_file
+from tests.helpers import networks, torch_files
 
 shapes = json.loads(pathlib.Path(sys.argv[1]).read_text())
 state_dict, path = networks.random_state_dict(shapes), pathlib.Path(sys.argv[2])

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from synthetic_images import SHARED_DATA, encode, picture, write
 
 from configs import default
+from tests.helpers.synthetic_images import SHARED_DATA, encode, picture, write
 
 
 @pytest.fixture

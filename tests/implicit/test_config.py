@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import BATCH, assert_trees_close, loss, problem, tanh_cell
 
 from configs import default
 from mdeq_jax.implicit import GRADIENTS, BackwardStats, reversible, unroll
 from mdeq_jax.models import build_model
+from tests.helpers.cells import BATCH, assert_trees_close, loss, problem, tanh_cell
 
 # Each setting of each gradient, at another value than its default.
 SETTINGS = {

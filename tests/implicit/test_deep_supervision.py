@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import SOLVE, assert_trees_close, problem, start, tanh_cell, tree_cell, value
 
 from mdeq_jax.implicit import (
     correction_weights,
@@ -15,6 +14,15 @@ from mdeq_jax.implicit import (
     supervised_states,
 )
 from mdeq_jax.solvers import anderson, broyden, fixed_point_iteration
+from tests.helpers.cells import (
+    SOLVE,
+    assert_trees_close,
+    problem,
+    start,
+    tanh_cell,
+    tree_cell,
+    value,
+)
 
 STEPS = (2, 3, 6)
 

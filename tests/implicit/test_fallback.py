@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import BATCH, SIZE, loss, problem, tanh_cell
 
 from mdeq_jax.implicit import BackwardStats, ift, shine
 from mdeq_jax.implicit.fallback import CAP, DAMPED, UNCONVERGED
 from mdeq_jax.solvers import Status, broyden, fixed_point_iteration
+from tests.helpers.cells import BATCH, SIZE, loss, problem, tanh_cell
 
 SCALES = np.array([0.5, 1.05, 0.6])
 HARD = 1

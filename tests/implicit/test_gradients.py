@@ -6,7 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import (
+from jax.test_util import check_grads
+
+from mdeq_jax.implicit import (
+    BackwardStats,
+    equilibrium,
+    ift,
+    neumann,
+    phantom,
+    solve_adjoint,
+)
+from mdeq_jax.solvers import Status, anderson, broyden, fixed_point_iteration
+from tests.helpers.cells import (
     BATCH,
     SIZE,
     SOLVE,
@@ -21,17 +32,6 @@ from cells import (
     unrolled_loss,
     value,
 )
-from jax.test_util import check_grads
-
-from mdeq_jax.implicit import (
-    BackwardStats,
-    equilibrium,
-    ift,
-    neumann,
-    phantom,
-    solve_adjoint,
-)
-from mdeq_jax.solvers import Status, anderson, broyden, fixed_point_iteration
 
 
 @pytest.mark.parametrize("cell", [affine_cell, tanh_cell, tree_cell])

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import (
+
+from mdeq_jax.implicit import GRADIENTS, ift, neumann, phantom, solve_tangent, unroll
+from tests.helpers.cells import (
     SIZE,
     SOLVE,
     affine_cell,
@@ -19,8 +21,6 @@ from cells import (
     unrolled_loss,
     value,
 )
-
-from mdeq_jax.implicit import GRADIENTS, ift, neumann, phantom, solve_tangent, unroll
 
 
 def squares(gradient):

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from cells import SIZE, SOLVE, assert_trees_close, problem, start, tanh_cell, value
 
 from mdeq_jax.implicit import GRADIENTS, equilibrium, jacobian_loss, solve_tangent
+from tests.helpers.cells import SIZE, SOLVE, assert_trees_close, problem, start, tanh_cell, value
 
 KEPT = jnp.arange(SIZE) % 3 > 0
 ROWS = jnp.array([2, 0, 1])  # of the table, one a sample

@@ -6,10 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import BATCH, assert_trees_close, loss, problem, start, tanh_cell, tree_cell, value
 
 from mdeq_jax.implicit import BackwardStats, equilibrium, reversible, unroll
 from mdeq_jax.solvers import Status
+from tests.helpers.cells import (
+    BATCH,
+    assert_trees_close,
+    loss,
+    problem,
+    start,
+    tanh_cell,
+    tree_cell,
+    value,
+)
 
 STEPS = 5
 

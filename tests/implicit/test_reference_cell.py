@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import assert_trees_close
 
 from configs import default
 from mdeq_jax.convert import convert_state_dict, load_torch_file
@@ -16,6 +15,7 @@ from mdeq_jax.models import CellInput, apply_cell, build_model
 from mdeq_jax.models.mdeq.cell import make_masks
 from mdeq_jax.solvers import broyden
 from mdeq_jax.tree import ravel_batch
+from tests.helpers.cells import assert_trees_close
 
 STEPS = 3
 SOLVER = partial(broyden, max_steps=4, tol=0.0)  # gradients are defined wherever it ends

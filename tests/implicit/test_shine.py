@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import (
+
+from mdeq_jax.implicit import BackwardStats, equilibrium, shine
+from mdeq_jax.solvers import (
+    Status,
+    anderson,
+    broyden,
+    inverse_product,
+    transposed_inverse_product,
+)
+from tests.helpers.cells import (
     BATCH,
     SIZE,
     SOLVE,
@@ -17,15 +26,6 @@ from cells import (
     problem,
     start,
     tanh_cell,
-)
-
-from mdeq_jax.implicit import BackwardStats, equilibrium, shine
-from mdeq_jax.solvers import (
-    Status,
-    anderson,
-    broyden,
-    inverse_product,
-    transposed_inverse_product,
 )
 
 

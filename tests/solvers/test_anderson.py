@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sample_maps import compiled, mixed_batch, stack
 
 from mdeq_jax.solvers import Status, anderson
+from tests.helpers.sample_maps import compiled, mixed_batch, stack
 
 STEPS = 16
 

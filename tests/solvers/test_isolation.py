@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from sample_maps import compiled, mixed_batch, stack
 
 from mdeq_jax.solvers import Status, anderson, broyden, fixed_point_iteration
+from tests.helpers.sample_maps import compiled, mixed_batch, stack
 
 STEPS = 60
 SETTINGS = dict(max_steps=STEPS, tol=1e-10)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sample_maps import compiled, stack
 
 from mdeq_jax.solvers import SOLVERS, Status, anderson, broyden, fixed_point_iteration
+from tests.helpers.sample_maps import compiled, stack
 
 QUASI_NEWTON = [broyden, anderson]
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from sample_maps import compiled, mixed_batch, stack
 
 from mdeq_jax.solvers import SOLVERS, Status
+from tests.helpers.sample_maps import compiled, mixed_batch, stack
 
 STEPS = 60
 SETTINGS = dict(max_steps=STEPS, tol=1e-10)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from tiny import SINGLE_SCALE, TINY, override
 
 from configs import digits
 from mdeq_jax.data import load_dataset
 from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.models import build_model
 from mdeq_jax.training import train_and_evaluate
+from tests.helpers.tiny import SINGLE_SCALE, TINY, override
 
 FIELDS = {
     **TINY,

@@ -7,7 +7,9 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from torch_files import (
+
+from mdeq_jax.convert.torch_file.unpickle import load_torch_object
+from tests.helpers.torch_files import (
     BOTH_FORMS,
     FLOATS,
     MAGIC,
@@ -24,8 +26,6 @@ from torch_files import (
     write,
     write_zip,
 )
-
-from mdeq_jax.convert.torch_file.unpickle import load_torch_object
 
 # Files that could run code
 

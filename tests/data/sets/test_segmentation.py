@@ -5,12 +5,12 @@ import pathlib
 
 import numpy as np
 import pytest
-from synthetic_images import SHARED_DATA, encode, picture, write
 
 from mdeq_jax.data import IGNORE_LABEL, EvalLoader, TrainLoader, load_dataset
 from mdeq_jax.data.sets import camvid, cityscapes
 from mdeq_jax.data.vision.disk_split import Record
 from mdeq_jax.data.vision.transforms import SegmentationTransform, label_table
+from tests.helpers.synthetic_images import SHARED_DATA, encode, picture, write
 
 TABLE = label_table({i: i for i in range(11)})
 

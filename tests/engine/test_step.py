@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import SINGLE_SCALE
 
 from mdeq_jax.engine.state import make_state
 from mdeq_jax.engine.step import make_train_step
 from mdeq_jax.models import build_model
 from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.tasks import build_task
+from tests.helpers.tiny import SINGLE_SCALE
 
 SIZE = 8
 

@@ -4,10 +4,10 @@ import io
 
 import numpy as np
 import pytest
-from synthetic_images import encode, picture
 
 from mdeq_jax.data.vision import images
 from mdeq_jax.data.vision.images import ExampleError
+from tests.helpers.synthetic_images import encode, picture
 
 Image = pytest.importorskip("PIL.Image")
 

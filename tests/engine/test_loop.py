@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import SINGLE_SCALE
 
 from mdeq_jax.data import Prefetcher, load_dataset
 from mdeq_jax.engine import loop
@@ -26,6 +25,7 @@ from mdeq_jax.training import (
     predict_classes,
     train_and_evaluate,
 )
+from tests.helpers.tiny import SINGLE_SCALE
 
 EXPECTED = {
     "step",

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from killed_runs import FIELDS
-from tiny import override
 
 from configs import digits
 from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.models import build_model
+from tests.helpers.killed_runs import FIELDS
+from tests.helpers.tiny import override
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +24,8 @@ KILLS = 10
 @pytest.fixture(scope="module")
 def runs(run_script, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
-    script = run_script.root / "tests" / "training" / "killed_runs.py"
     result = subprocess.run(
-        [sys.executable, str(script), str(folder), str(KILLS)],
+        [sys.executable, "-m", "tests.helpers.killed_runs", str(folder), str(KILLS)],
         env={**run_script.environment(), "PYTHONPATH": str(run_script.root)},
         capture_output=True,
         text=True,

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from synthetic_images import encode, picture
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mdeq_jax.data import EvalLoader, TrainLoader, load_dataset, prepare
 from mdeq_jax.data.sets import cityscapes
+from tests.helpers.synthetic_images import encode, picture
 
 IMAGE = {
     "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",

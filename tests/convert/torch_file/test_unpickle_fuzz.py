@@ -6,6 +6,7 @@ event (importing, opening, executing, ...) other than the opening of the file it
 
 import codecs
 import json
+import os
 import random
 import resource
 import subprocess
@@ -15,7 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from torch_files import Call, Global, Raw, dumps, legacy_bytes, tensor, write_zip
+
+from tests.helpers.torch_files import Call, Global, Raw, dumps, legacy_bytes, tensor, write_zip
 
 NUM_FILES = 6000
 SEED = 20200615
@@ -159,6 +161,7 @@ def test_mutated_files_never_run_hang_or_raise_another_error(tmp_path):
         text=True,
         timeout=110,
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)

@@ -4,7 +4,9 @@ from collections import Counter, OrderedDict
 import ml_dtypes
 import numpy as np
 import pytest
-from torch_files import (
+
+from mdeq_jax.convert.torch_file.unpickle import load_torch_file, load_torch_object
+from tests.helpers.torch_files import (
     BOTH_FORMS,
     FLOATS,
     ORDERED_DICT,
@@ -18,8 +20,6 @@ from torch_files import (
     write,
     write_zip,
 )
-
-from mdeq_jax.convert.torch_file.unpickle import load_torch_file, load_torch_object
 
 # What torch writes
 
@@ -50,7 +50,7 @@ def assert_same(ours, theirs):
 def test_reference_files_equal_torch_load(reference_dir):
     torch = pytest.importorskip("torch")
     paths = sorted(reference_dir.glob("*.pkl"))
-    assert len(paths) == 5
+    assert len(paths) >= 5
     for path in paths:
         assert_same(load_torch_file(path), torch.load(path, weights_only=True))
 

@@ -75,7 +75,7 @@ import jax
 import numpy as np
 
 from mdeq_jax.tasks.segmentation.task import segmentation
-from test_segmentation_losses import SETTINGS, make_batch, segmenter_config
+from tests.tasks.segmentation.test_losses import SETTINGS, make_batch, segmenter_config
 
 logits, labels = make_batch()
 losses = [segmentation(segmenter_config(**settings)).loss for settings in SETTINGS]
@@ -99,13 +99,12 @@ print(json.dumps(results))
 @pytest.fixture(scope="module")
 def on_devices(run_script):
     """(loss, gradient) of each settings on 1, 2 and 4 devices, in float64."""
-    folders = (run_script.root, run_script.root / "tests" / "training")
     result = subprocess.run(
         [sys.executable, "-c", RUN],
         env={
             **run_script.environment(devices=4),
             "JAX_ENABLE_X64": "true",
-            "PYTHONPATH": ":".join(map(str, folders)),
+            "PYTHONPATH": str(run_script.root),
         },
         capture_output=True,
         text=True,

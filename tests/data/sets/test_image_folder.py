@@ -5,12 +5,12 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from synthetic_images import encode, picture, write
 
 from mdeq_jax.data import EvalLoader, TrainLoader, load_dataset
 from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, Record
 from mdeq_jax.data.vision.transforms import ClassificationTransform
+from tests.helpers.synthetic_images import encode, picture, write
 
 
 @pytest.fixture

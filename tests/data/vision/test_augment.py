@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from synthetic_images import picture
 
 from mdeq_jax.data.sets.cifar10 import MEAN, STD
 from mdeq_jax.data.vision import augment
+from tests.helpers.synthetic_images import picture
 
 
 def test_normalize():

@@ -8,7 +8,17 @@ import sys
 import zipfile
 
 import pytest
-from torch_files import ORDERED_DICT, Call, Raw, dumps, opcodes, tensor, write_legacy, write_zip
+
+from tests.helpers.torch_files import (
+    ORDERED_DICT,
+    Call,
+    Raw,
+    dumps,
+    opcodes,
+    tensor,
+    write_legacy,
+    write_zip,
+)
 
 MEASURE = """
 import json, sys, time

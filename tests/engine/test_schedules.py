@@ -1,7 +1,4 @@
-"""Losses, schedules, optimisers and reports on their own."""
-
-import json
-import math
+"""Learning rates, optimisers and the Jacobian weight."""
 
 import jax
 import jax.numpy as jnp
@@ -10,38 +7,14 @@ import optax
 import pytest
 
 from configs import default
-from mdeq_jax.engine.report import describe_evaluation, summarize
 from mdeq_jax.engine.schedules import jacobian_weight, learning_rate
 from mdeq_jax.engine.state import build_optimizer
-from mdeq_jax.engine.step import Report
-from mdeq_jax.engine.writers import MetricsWriter, finite
-from mdeq_jax.tasks import build_task
-from mdeq_jax.tasks.classification.losses import correct_top_k, cross_entropy
 
 
 def train_settings(**fields):
     settings = default.get_config().train
     settings.update(fields)
     return settings
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_is_pytorchs(smoothing, x64):
-    torch = pytest.importorskip("torch")
-    logits, labels = np.random.default_rng(0).normal(size=(6, 4)), np.array([0, 3, 1, 1, 2, 0])
-    theirs = torch.nn.functional.cross_entropy(
-        torch.tensor(logits), torch.tensor(labels), reduction="none", label_smoothing=smoothing
-    )
-    ours = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing=smoothing)
-    np.testing.assert_allclose(ours, theirs.numpy())
-
-
-def test_top_k_gives_nothing_for_a_tie():
-    logits = jnp.array([[3.0, 2.0, 1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
-    labels = jnp.array([0, 1, 0])
-    np.testing.assert_array_equal(correct_top_k(logits, labels, 1), [1, 0, 0])
-    np.testing.assert_array_equal(correct_top_k(logits, labels, 3), [1, 1, 1])
-    np.testing.assert_array_equal(correct_top_k(jnp.full((2, 3), jnp.nan), labels[:2], 1), [0, 0])
 
 
 def test_cosine_schedule_is_pytorchs():
@@ -128,57 +101,3 @@ def test_polynomial_and_step_schedules_are_pytorchs():
     theirs = rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [15, 30], gamma=0.2))
     ours = learning_rate(step, 40)
     np.testing.assert_allclose([ours(step) for step in range(40)], list(theirs), rtol=1e-5)
-
-
-def test_summary():
-    def scalars(loss, skipped=0.0):
-        return {"loss": np.float32(loss), "skipped": np.float32(skipped)}
-
-    def sums(correct):
-        return {"accuracy": np.float32(correct), "loss": np.float32(0), "count": np.float32(4)}
-
-    reports = [
-        Report(
-            scalars(2.0),
-            {
-                "forward/rel_residual": np.array([0.1, 0.2, 0.3, 0.4]),
-                "forward/status": np.array([0, 0, 0, 1]),
-            },
-            sums(1),
-        ),
-        Report(scalars(4.0), {}, sums(2)),
-        Report(scalars(np.nan, skipped=1.0), {}, sums(4)),
-    ]
-    summary = summarize(reports, build_task(default.get_config()))
-    assert summary["train/loss"] == 3.0
-    assert summary["train/accuracy"] == 3 / 8
-    assert summary["train/skipped_updates"] == 1
-    np.testing.assert_allclose(summary["train/forward_rel_residual"], 0.25)
-    np.testing.assert_allclose(summary["train/forward_rel_residual_max"], 0.4)
-    assert summary["train/forward_unconverged"] == 0.25
-
-
-def test_metrics_file_drops_what_will_be_done_again(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10, 15)) + '{"st')
-    with MetricsWriter(tmp_path, after_step=10, tensorboard=False) as writer:
-        writer.write({"step": 15, "new": float("nan")})
-    steps = [json.loads(line) for line in path.read_text().splitlines()]
-    assert steps == [{"step": 5}, {"step": 10}, {"step": 15, "new": None}]
-
-
-def test_figures_as_json_has_them():
-    """A sweep holds the figures of each number of steps."""
-    figures = {"miou": 0.5, "iou/bus": math.nan, "sweep": {1: {"iou/bus": math.inf, "nfe": 2}}}
-    expected = {"miou": 0.5, "iou/bus": None, "sweep": {1: {"iou/bus": None, "nfe": 2}}}
-    assert finite(figures) == expected
-
-
-def test_line_of_an_evaluation():
-    metrics = dict(loss=0.5, nfe=8.0, rel_residual=1e-3, rel_residual_p90=2e-3, unconverged=0.25)
-    metrics |= dict(accuracy=0.5, miou=0.25, pixel_accuracy=0.75)
-    metrics = {f"eval/{name}": value for name, value in metrics.items()}
-    rest = "  loss 0.5000  NFE 8.0  residual 1.0e-03 (90 %: 2.0e-03, 25.0 % not converged)"
-    assert describe_evaluation(metrics, "accuracy") == f"accuracy 50.00 %{rest}"
-    pixels = "mIoU 25.00 %  pixel accuracy 75.00 %"
-    assert describe_evaluation(metrics, "miou") == pixels + rest
