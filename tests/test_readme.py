@@ -1,20 +1,58 @@
-"""The README is a promise: its example runs, and what it names is there."""
+"""The example in the README runs, and the files, configs and fields that it names exist."""
 
+import importlib
 import re
+import tomllib
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
 
 
-def test_the_example_runs(capsys):
+def test_the_example_gives_the_gradient_of_the_equilibrium(capsys, x64):
+    """Compared with differentiating plain iteration, run to convergence."""
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
-    assert "w" in capsys.readouterr().out
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert "'w'" in capsys.readouterr().out
+
+    def unrolled_loss(params, x):
+        z = jax.lax.fori_loop(0, 200, lambda _, z: names["cell"](params, z, x), jnp.zeros_like(x))
+        return jnp.mean(z**2)
+
+    params, x = names["params"], jnp.ones((4, 8))
+    expected = jax.grad(unrolled_loss)(params, x)["w"]
+    actual = jax.grad(names["loss"])(params, x)["w"]
+    assert float(jnp.linalg.norm(expected)) > 1e-3
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/\w+\.py|docs/\w+\.\w+", README))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"configs/\w+\.py|docs/\w+\.\w+|(?<=`)mdeq_jax/[\w./]+", README)))
+)
 def test_the_files_it_names_exist(path):
     assert (REPOSITORY / path).exists()
+
+
+@pytest.mark.parametrize("extras", sorted(set(re.findall(r'"(?:\.|mdeq_jax)\[(.*?)\]"', README))))
+def test_the_extras_it_names_exist(extras):
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"python \w+\.py .*--config=.*", README)))
+)
+def test_the_fields_of_its_commands_exist(command):
+    (name,) = re.findall(r"--config=configs/(\w+)\.py", command)
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for field in re.findall(r"--config\.([\w.]+)=", command):
+        part = config
+        for key in field.split("."):
+            assert key in part, field
+            part = part[key]

@@ -1,5 +1,9 @@
 """Data sets and loaders: `load_dataset(config.data)`, then `TrainLoader` and `EvalLoader`."""
 
+from mdeq_jax.extras import require_extra
+
+require_extra("train", "mdeq_jax.data", ("cv2", "sklearn", "tensorflow_datasets", "grain"))
+
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
 from mdeq_jax.data.loaders.pipeline import EvalLoader, TrainLoader, shard_batch
 from mdeq_jax.data.loaders.prefetch import Prefetcher

@@ -4,6 +4,10 @@ A figure is a sum over examples (or pixels), so that padding never counts, batch
 up, and devices and hosts add up; `Task.summarize` makes numbers to read of the sums.
 """
 
+from mdeq_jax.extras import require_extra
+
+require_extra("train", "mdeq_jax.tasks", ("cv2", "matplotlib", "tqdm"))
+
 from mdeq_jax.tasks.classification.task import classification
 from mdeq_jax.tasks.segmentation.task import segmentation
 from mdeq_jax.tasks.task import Task

@@ -1,1 +1,5 @@
 """Pictures of what was computed."""
+
+from mdeq_jax.extras import require_extra
+
+require_extra("train", "mdeq_jax.viz", ("matplotlib",))
