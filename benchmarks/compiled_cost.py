@@ -16,7 +16,6 @@ once, though the second time it comes from a cache only where a sample's group i
 """
 
 import os
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -120,12 +119,10 @@ def _compile(step, mesh, held, batch, **jit_options):
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(replicated, split), out_specs=replicated, check_vma=False
     )
-    jax.clear_caches()  # of what was traced for this machine's own device
-    with mock.patch.object(hardware, "on_cpu", lambda: False):
+    with hardware.compiling_for("gpu"):
         lowered = jax.jit(mapped, **jit_options).lower(
             shapes(held, replicated), shapes(batch, split)
         )
-    jax.clear_caches()  # of what was traced for the other
     return lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
 
 

@@ -37,7 +37,7 @@ def variants(batch: int, features: int, steps: int) -> list[dict]:
     """The rows of the first table: solver, its options, `[B, D]` and step count."""
     base = {"batch": batch, "features": features, "steps": steps, "options": {}}
     broyden = {"solver": "broyden", **base}
-    ours = [] if hardware.on_cpu() else [broyden | {"options": {"pallas": True}}]
+    ours = [broyden | {"options": {"pallas": True}}] if hardware.target().platform == "gpu" else []
     return [
         broyden,
         *ours,

@@ -15,7 +15,6 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from configs import digits
 from mdeq_jax import hardware
-from mdeq_jax.kernels import launch
 from mdeq_jax.runtime.compilation import choose_convolutions
 from tests.helpers.tiny import TINY, override
 
@@ -47,30 +46,24 @@ def reference_dir() -> Path:
 
 
 @pytest.fixture
-def as_on_gpu(monkeypatch):
-    """Calls a function as it is computed on GPUs; it must not have been traced before.
-
-    Kernels of our own are interpreted.
-    """
+def as_on_gpu():
+    """Calls a function as it is computed on GPUs, with Pallas kernels interpreted."""
 
     def call(function, *args):
-        with monkeypatch.context() as patched:
-            patched.setattr(hardware, "on_cpu", lambda: False)
-            patched.setattr(launch, "INTERPRET", True)
+        with hardware.compiling_for("gpu", interpret=True):
             return function(*args)
 
     return call
 
 
 @pytest.fixture
-def lowered_for_a_gpu(monkeypatch):
+def lowered_for_a_gpu():
     """The StableHLO of a function for an H200, which need not be there; not compiled."""
 
     def lower(function, *shapes) -> str:
         gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
         mesh = AbstractMesh((), (), abstract_device=gpu)
-        with monkeypatch.context() as patched, use_abstract_mesh(mesh):
-            patched.setattr(hardware, "on_cpu", lambda: False)
+        with hardware.compiling_for("gpu"), use_abstract_mesh(mesh):
             traced = jax.jit(function).trace(*shapes)
             return traced.lower(lowering_platforms=("cuda",)).as_text()
 

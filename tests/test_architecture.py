@@ -11,7 +11,8 @@ PACKAGE = REPOSITORY / "mdeq_jax"
 # A room imports only from floors below its own. `data` and `viz` import no other room except
 # `extras`.
 LAYOUT = [
-    {"extras", "tree", "hardware", "parallel", "kernels"},
+    {"extras", "tree", "hardware", "parallel"},
+    {"kernels"},
     {"solvers", "layers"},
     {"implicit"},
     {"models"},

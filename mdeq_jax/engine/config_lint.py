@@ -29,10 +29,7 @@ DEFAULTS = {
     "data.num_workers": 0,
     "data.scale_factor": None,
 }
-_SOLVER_FIELDS = (
-    *("history_dtype", "m", "lam", "beta"),
-    *("restart_every", "restart_growth", "tau"),
-)
+_SOLVER_FIELDS = ("history_dtype", "m", "lam", "beta", "tau")
 
 
 def unused_settings(config, *, training: bool) -> list[str]:
@@ -49,7 +46,7 @@ def unused_settings(config, *, training: bool) -> list[str]:
         for fields, reason in _reasons(config, training)
         if (names := [name for name in fields if _get(config, name) != DEFAULTS[name]])
     ]
-    if config.pallas and hardware.on_cpu():
+    if config.pallas and hardware.target().platform == "cpu":
         lines.append("pallas=True has no effect: its kernels are for GPUs, and JAX runs on CPUs.")
     return [*_solvers(config, training), *lines]
 

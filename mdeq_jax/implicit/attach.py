@@ -86,7 +86,7 @@ def _pull_back(f, params, z, x, u):
     XLA computes the linearisation at z once, for that solve and for this. What only this needs is
     computed again, and z is held in one array, as it is anyway.
     """
-    if hardware.on_cpu():
+    if hardware.target().platform != "gpu":
         return jax.vjp(lambda params, x: f(params, z, x), params, x)[1](u)
     flat, unravel = ravel_batch(z)
     evaluate = frugal(lambda params, x, flat: f(params, unravel(flat), x))

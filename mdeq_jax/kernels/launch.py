@@ -1,7 +1,7 @@
-"""Launching kernels of our own, written in Pallas, on NVIDIA GPUs.
+"""Launching Pallas kernels on NVIDIA GPUs, or in JAX's interpreter.
 
-They are chosen by `config.pallas`; without it, and on CPUs, XLA writes all kernels. What a kernel
-computes stands beside it in plain JAX too, which is the reference that tests compare it with.
+`config.pallas` chooses them. Each has a reference form in plain JAX, which tests compare it with
+and which other hardware uses.
 """
 
 from collections.abc import Callable
@@ -9,47 +9,51 @@ from collections.abc import Callable
 import jax
 from jax.experimental import pallas as pl
 
-# JAX's interpreter in the place of a GPU, for tests: what a kernel computes, slowly, anywhere.
-INTERPRET = False
+from mdeq_jax import hardware
 
 
 def launch(kernel: Callable, grid: tuple[int, ...], out_shape, *args, num_warps: int):
     """Runs `kernel(*refs of args, *refs of results)` once for each point of `grid`.
 
-    Under `jax.shard_map` it takes `check_vma=False`.
+    Within `hardware.compiling_for("gpu", interpret=True)` JAX interprets it on any hardware. Under
+    `jax.shard_map` it needs `check_vma=False`.
 
     Args:
         kernel: a Pallas kernel.
-        grid: of programs, at most three axes.
-        out_shape: of the results, a tree of `jax.ShapeDtypeStruct`; None is nothing.
-        args: trees of arrays, of which a kernel sees each whole and reads the block that it works
-            on; None is nothing.
-        num_warps: warps of 32 threads a program.
+        grid: numbers of programs, at most three axes.
+        out_shape: tree of `jax.ShapeDtypeStruct`, the results; None stands for no array.
+        *args: trees of arrays. A kernel sees each array whole and reads the block that it works
+            on. None stands for no array.
+        num_warps: warps of 32 threads in a program.
+
+    Returns:
+        The results, like `out_shape`.
 
     Raises:
-        ImportError: this JAX has no Triton backend for Pallas any more.
+        ImportError: this JAX has no Triton backend for Pallas.
     """
+    interpret = hardware.target().interpret
     return pl.pallas_call(
         kernel,
         grid=grid,
         out_shape=out_shape,
-        compiler_params=None if INTERPRET else triton().CompilerParams(num_warps=num_warps),
-        interpret=INTERPRET,
+        compiler_params=None if interpret else triton().CompilerParams(num_warps=num_warps),
+        interpret=interpret,
     )(*args)
 
 
 def triton():
-    """`jax.experimental.pallas.triton`: loads and stores with masks.
+    """The module `jax.experimental.pallas.triton`: loads and stores with masks.
 
     Raises:
-        ImportError: this JAX does not have it.
+        ImportError: this JAX has no Triton backend for Pallas.
     """
     try:
         from jax.experimental.pallas import triton
     except ImportError as error:
         raise ImportError(
             f"JAX {jax.__version__} has no Triton backend for Pallas, which the kernels of "
-            "config.pallas=True are written for: set config.pallas=False, or install a JAX that "
-            "mdeq_jax is tested with (pyproject.toml)."
+            "config.pallas=True need. Set config.pallas=False, or install a version of JAX that "
+            "pyproject.toml allows."
         ) from error
     return triton

@@ -41,7 +41,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             f"kernel {kernel.shape}."
         )
     pad = ((size - 1) // 2, (size - 1) // 2)
-    conv = _conv2d_cpu if hardware.on_cpu() else _conv2d
+    conv = _conv2d_cpu if hardware.target().platform == "cpu" else _conv2d
     return conv(x, kernel, stride, pad)
 
 

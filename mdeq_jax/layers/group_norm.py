@@ -36,7 +36,7 @@ def group_norm(
     Returns:
         `[B, H, W, C]` in the type of `x`.
     """
-    if pallas and not hardware.on_cpu():
+    if pallas and hardware.target().platform == "gpu":
         return _by_kernel(num_groups, relu, x, affine, residual)[0]
     y = _plain(x, num_groups, affine)
     if residual is not None:
@@ -68,7 +68,7 @@ def _plain(x, num_groups, affine):
 def _by_group(arrays, num_groups):
     """Sums over the channels of each group: of `[B, C]` arrays `[B, groups]` ones."""
     batch, channels = arrays[0].shape
-    if hardware.on_cpu():
+    if hardware.target().platform == "cpu":
         membership = _membership(channels, num_groups, arrays[0].dtype)
         return [jnp.dot(x, membership, precision="highest") for x in arrays]
     stacked = jnp.stack(arrays)  # so that one kernel sums them all
@@ -77,7 +77,7 @@ def _by_group(arrays, num_groups):
 
 def _by_channel(x, channels):
     """Each group's value for all its channels: `[B, groups]` to `[B, C]`."""
-    if hardware.on_cpu():
+    if hardware.target().platform == "cpu":
         return jnp.dot(x, _membership(channels, x.shape[1], x.dtype).T, precision="highest")
     return _repeat(x, channels // x.shape[1])
 

@@ -98,13 +98,13 @@ def broyden(
             preferred_element_type=dtype,
         )
 
-    by_kernels = pallas and not hardware.on_cpu()
+    by_kernels = pallas and hardware.target().platform == "gpu"
 
     def inner_products(steps, filled, gz, last):
         """`[B, rows]` with each of the two, `[B, D]`; `last` is the last of the filled rows."""
         if by_kernels:
             return broyden_history.inner_products(steps, filled, gz)
-        if hardware.on_cpu():  # where a product with one vector runs at full speed
+        if hardware.target().platform != "gpu":
             return [dot("bnd,bd->bn", steps, other) for other in (gz, last)]
         # One pass over the history for both: XLA computes sums over one array in one kernel.
         return [jnp.sum(steps.astype(dtype) * other[:, None, :], axis=2) for other in (gz, last)]
@@ -161,7 +161,8 @@ def broyden(
         delta = jnp.where((active & ~stuck)[:, None], delta, 0)
         z, sqnorm = z + delta, jnp.sum(jnp.square(delta), axis=1)
         steps = history.steps.at[:, step].set(delta.astype(stored), mode="drop")
-        if not hardware.on_cpu():  # or the step itself would lie in memory while f is evaluated
+        # Without it the step itself would stay in memory while f is evaluated.
+        if hardware.target().platform == "gpu":
             z, sqnorm, steps = lax.optimization_barrier((z, sqnorm, steps))
         sqnorms = history.sqnorms.at[:, step].set(sqnorm, mode="drop")
         return _History(steps, sqnorms, inverse), z, stuck

@@ -1,4 +1,4 @@
-"""The norms and residuals of samples, which neither overflow nor vanish."""
+"""Norms and residuals of samples, correct also where squares over- or underflow."""
 
 import math
 
@@ -8,55 +8,88 @@ from jax import lax
 
 from mdeq_jax import hardware
 
-REL_EPS = 1e-9  # keeps the relative residual finite where f(z) = 0
-
-
-def safe_norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Euclidean norm of each sample of each `[B, D]`, whose squares cannot overflow, nor vanish.
-
-    A lost residual would be a lie. But the plain norm is nearly always right: CPUs compute another
-    only where it is not. GPUs always do, in the same pass over memory, as a branch would make them
-    wait for the host at every step.
-    """
-    # By a power of two, so that scaling rounds nothing. The ranges of the three sums overlap.
-    scale = 2.0 ** (3 * jnp.finfo(arrays[0].dtype).maxexp // 4)
-    batch, features = arrays[0].shape
-
-    def norm(total, reduced, enlarged):
-        other = jnp.where(total > 1, jnp.sqrt(reduced) * scale, jnp.sqrt(enlarged) / scale)
-        return jnp.where(_in_range(total, features), jnp.sqrt(total), other)
-
-    if not hardware.on_cpu():
-        squares = [jnp.square(x * factor) for x in arrays for factor in (1, 1 / scale, scale)]
-        # Sums of parts first, as XLA would do it; then those of all of them in one kernel.
-        parts = math.gcd(features, 128)
-        sums = [jnp.sum(s.reshape(batch, parts, features // parts), axis=2) for s in squares]
-        sums = jnp.sum(jnp.stack(sums), axis=2).reshape(len(arrays), 3, batch)
-        return tuple(norm(*three) for three in sums)
-
-    def total(x):
-        return jnp.sum(jnp.square(x), axis=1)
-
-    totals = [total(x) for x in arrays]
-    right = jnp.stack([_in_range(t, features) for t in totals])
-    return lax.cond(
-        right.all(),
-        lambda: tuple(map(jnp.sqrt, totals)),
-        lambda: tuple(
-            norm(t, total(x * (1 / scale)), total(x * scale)) for t, x in zip(totals, arrays)
-        ),
-    )
-
-
-def _in_range(total: jax.Array, terms: int) -> jax.Array:
-    """Whether a sum of squares is right: all that matters in it are normal numbers."""
-    info = jnp.finfo(total.dtype)
-    return (total > terms * float(info.tiny / info.eps)) & (total < float(info.max))
+REL_EPS = 1e-9  # keeps a relative residual finite if f(z) = 0
 
 
 def residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Absolute and relative residual, infinite where they are no numbers, and where they are."""
+    """The residuals of each sample's state.
+
+    Args:
+        z: `[B, D]` state.
+        fz: `[B, D]` f(z).
+
+    Returns:
+        `[B]` |f(z) - z|, `[B]` |f(z) - z| / |f(z)|, both infinite if not finite, and `[B]` bool,
+        whether they are finite.
+    """
     absolute, size = safe_norms(fz - z, fz)
     finite = jnp.isfinite(absolute) & jnp.isfinite(size)
-    relative = jnp.where(finite, absolute / (size + REL_EPS), jnp.inf)
-    return jnp.where(finite, absolute, jnp.inf), relative, finite
+    rel_residual = jnp.where(finite, relative(absolute, size), jnp.inf)
+    return jnp.where(finite, absolute, jnp.inf), rel_residual, finite
+
+
+def relative(absolute: jax.Array, size: jax.Array) -> jax.Array:
+    """A norm relative to another, finite even if that is zero: `absolute / (size + 1e-9)`."""
+    return absolute / (size + REL_EPS)
+
+
+def safe_norm(x: jax.Array) -> jax.Array:
+    """Euclidean norm of each sample, `[B, D]` to `[B]`; see `safe_norms`."""
+    return safe_norms(x)[0]
+
+
+def safe_norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Euclidean norm of each sample of each `[B, D]` array, as `[B]` each.
+
+    It is rescaled only where the sum of squares over- or underflows. CPUs branch on it. GPUs
+    compute every scale in one pass over memory, because a branch would synchronise with the host.
+    """
+    norms = _norms_in_one_pass if hardware.target().platform == "gpu" else _norms_with_branch
+    return norms(*arrays)
+
+
+def _norms_with_branch(*arrays):
+    totals = [_sum_of_squares(x) for x in arrays]
+    in_range = jnp.stack([_in_range(t, arrays[0].shape[1]) for t in totals])
+    scale = _scale(arrays[0].dtype)
+
+    def rescaled():
+        return tuple(
+            _norm(x, total, _sum_of_squares(x * (1 / scale)), _sum_of_squares(x * scale))
+            for x, total in zip(arrays, totals)
+        )
+
+    return lax.cond(in_range.all(), lambda: tuple(map(jnp.sqrt, totals)), rescaled)
+
+
+def _norms_in_one_pass(*arrays):
+    batch, features = arrays[0].shape
+    scale = _scale(arrays[0].dtype)
+    squares = [jnp.square(x * factor) for x in arrays for factor in (1, 1 / scale, scale)]
+    # Sums of parts first, as XLA would do it; then those of all of them in one kernel.
+    parts = math.gcd(features, 128)
+    sums = [jnp.sum(s.reshape(batch, parts, features // parts), axis=2) for s in squares]
+    sums = jnp.sum(jnp.stack(sums), axis=2).reshape(len(arrays), 3, batch)
+    return tuple(_norm(arrays[0], *three) for three in sums)
+
+
+def _scale(dtype) -> float:
+    """A power of two, so that scaling rounds nothing; the ranges of the three sums overlap."""
+    return 2.0 ** (3 * jnp.finfo(dtype).maxexp // 4)
+
+
+def _sum_of_squares(x):
+    return jnp.sum(jnp.square(x), axis=1)
+
+
+def _norm(x, total, reduced, enlarged):
+    """The norm of x from the sums of squares of x, x / scale and scale x."""
+    scale = _scale(x.dtype)
+    other = jnp.where(total > 1, jnp.sqrt(reduced) * scale, jnp.sqrt(enlarged) / scale)
+    return jnp.where(_in_range(total, x.shape[1]), jnp.sqrt(total), other)
+
+
+def _in_range(total: jax.Array, terms: int) -> jax.Array:
+    """Whether a sum of squares is correct: every term that matters is a normal number."""
+    info = jnp.finfo(total.dtype)
+    return (total > terms * float(info.tiny / info.eps)) & (total < float(info.max))

@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from configs import default
+from mdeq_jax import hardware
 from mdeq_jax.engine import config_lint
 from mdeq_jax.engine.config_lint import unused_settings
 from mdeq_jax.implicit import GRADIENTS
@@ -107,11 +108,11 @@ def test_forward_settings_of_an_iteration_that_takes_none():
     assert line.startswith("solver.forward (name, history_dtype) has no effect")
 
 
-def test_kernels_of_our_own_on_cpus(monkeypatch):
+def test_pallas_kernels_on_cpus():
     config = config_with({"pallas": True})
     assert (
         "pallas=True has no effect: its kernels are for GPUs"
         in unused_settings(config, training=False)[-1]
     )
-    monkeypatch.setattr(config_lint.hardware, "on_cpu", lambda: False)
-    assert unused_settings(config, training=False) == []
+    with hardware.compiling_for("gpu"):
+        assert unused_settings(config, training=False) == []
