@@ -46,8 +46,3 @@ def ravel_batch(state: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]
         return jax.tree.unflatten(treedef, parts)
 
     return jnp.concatenate(flat, axis=1) if len(flat) > 1 else flat[0], unravel
-
-
-def sample_norm(x: jax.Array) -> jax.Array:
-    """Euclidean norm of each sample: `[B, D]` to `[B]`."""
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=1))

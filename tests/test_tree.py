@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdeq_jax.tree import ravel_batch, sample_norm
+from mdeq_jax.tree import ravel_batch
 
 
 def test_round_trip_keeps_samples_apart():
@@ -19,10 +19,6 @@ def test_unravel_takes_another_batch_size_and_type():
     parts = unravel(jnp.ones((5, 7), jnp.bfloat16))
     assert [p.shape for p in parts] == [(5, 3), (5, 2, 2)]
     assert all(p.dtype == jnp.bfloat16 for p in parts)
-
-
-def test_sample_norm():
-    np.testing.assert_allclose(sample_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])), [5.0, 0.0])
 
 
 @pytest.mark.parametrize("state", [(), (jnp.zeros((2, 3)), jnp.zeros((3, 3))), jnp.zeros(())])

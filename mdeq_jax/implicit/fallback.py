@@ -12,7 +12,8 @@ from jax import lax
 from mdeq_jax.implicit.adjoint import LinearMap
 from mdeq_jax.implicit.phantom import series
 from mdeq_jax.solvers import Solution, Status
-from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+from mdeq_jax.solvers.norms import safe_norm
+from mdeq_jax.tree import PyTree, ravel_batch
 
 UNCONVERGED = ("keep", "damped", "cap")
 FAILED = 1.0  # residual beside |g| above which a solution is worse than none
@@ -51,14 +52,14 @@ def fall_back(
     # The array that the solve held, in and out: XLA would keep its parts for the branch beside it.
     flat_g, unravel = ravel_batch(cotangent)
     flat_g = lax.optimization_barrier(flat_g)
-    flat_u, size = ravel_batch(u)[0], sample_norm(flat_g)
+    flat_u, size = ravel_batch(u)[0], safe_norm(flat_g)
     failed = (solution.status != Status.CONVERGED) & (solution.residual > FAILED * size)
 
     def replaced():
         if unconverged == "damped":
             other = ravel_batch(series(product, unravel(flat_g), **DAMPED)[0])[0]
         else:
-            length = jnp.maximum(sample_norm(flat_u), jnp.finfo(flat_u.dtype).tiny)
+            length = jnp.maximum(safe_norm(flat_u), jnp.finfo(flat_u.dtype).tiny)
             other = flat_u * jnp.minimum(1, CAP * size / length)[:, None]
         return jnp.where(failed[:, None], other, flat_u)
 

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from mdeq_jax.solvers import Solution, Status
-from mdeq_jax.solvers.norms import REL_EPS
+from mdeq_jax.solvers import Solution, Status, norms
 from mdeq_jax.solvers.validate import STOP_MODES, check_count
-from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+from mdeq_jax.tree import PyTree, ravel_batch
 
 
 def check_iteration(steps: int, tol: float, stop_mode: str) -> None:
@@ -34,8 +33,8 @@ def step_limit(steps: int, step_budget: int | jax.Array | None) -> int | jax.Arr
 def residuals(z: PyTree, fz: PyTree) -> tuple[jax.Array, jax.Array]:
     """Absolute and relative residual of each sample, `[B]`, without a derivative."""
     flat, image = jax.lax.stop_gradient((ravel_batch(z)[0], ravel_batch(fz)[0]))
-    absolute = sample_norm(image - flat)
-    return absolute, absolute / (sample_norm(image) + REL_EPS)
+    abs_residual, rel_residual, _ = norms.residuals(flat, image)
+    return abs_residual, rel_residual
 
 
 def report(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.implicit.adjoint import Cell
-from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+from mdeq_jax.solvers.norms import safe_norm
+from mdeq_jax.tree import PyTree, ravel_batch
 
 
 def _left_product(f: Cell, params: PyTree, x: PyTree, z: PyTree):
@@ -127,14 +128,14 @@ def spectral_radius(
 
     def step(v, _):
         image = product(v)
-        size = sample_norm(image)
+        size = safe_norm(image)
         quotient = jnp.sum(image * v, axis=1)  # |v| = 1
-        residual = sample_norm(image - quotient[:, None] * v) / jnp.maximum(size, 1e-30)
+        residual = safe_norm(image - quotient[:, None] * v) / jnp.maximum(size, 1e-30)
         direction = image / jnp.maximum(size, 1e-30)[:, None]
         return direction, (jnp.abs(quotient), jnp.log(jnp.maximum(size, 1e-30)), residual)
 
     start = jax.random.normal(key, flat.shape, flat.dtype)
-    start /= sample_norm(start)[:, None]
+    start /= safe_norm(start)[:, None]
     vector, (quotients, log_sizes, residuals) = lax.scan(step, start, length=num_steps)
     growth = jnp.exp(jnp.mean(log_sizes[num_steps // 2 :], axis=0))
     return SpectralRadius(quotients[-1], growth, residuals[-1], vector)

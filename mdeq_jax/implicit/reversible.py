@@ -21,7 +21,8 @@ from mdeq_jax.implicit.adjoint import BackwardStats, Cell
 from mdeq_jax.implicit.attach import first_order_only
 from mdeq_jax.implicit.iteration import check_iteration, report, residuals, step_limit
 from mdeq_jax.solvers import Solution, Status
-from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+from mdeq_jax.solvers.norms import relative, safe_norms
+from mdeq_jax.tree import PyTree, ravel_batch
 
 DRIFT_TOL = 1e-2  # above this the start that the backward pass arrives at is called wrong
 
@@ -139,7 +140,7 @@ def _backward(f, beta, steps, saved, cotangents):
     start = (y, z, zeros(y), cotangent, zeros(floating))
     _, rebuilt, _, _, d_floating = lax.fori_loop(0, limit, step, start)
     flat, first, last = (ravel_batch(state)[0] for state in (rebuilt, z0, z))
-    drift = (sample_norm(flat - first) / (sample_norm(last) + 1e-9)).astype(jnp.float32)
+    drift = relative(*safe_norms(flat - first, last)).astype(jnp.float32)
     stats = BackwardStats(
         nfe=2 * limit.astype(jnp.float32),
         steps=jnp.full_like(drift, limit),

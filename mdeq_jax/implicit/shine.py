@@ -18,7 +18,8 @@ from mdeq_jax.implicit.adjoint import BackwardStats, Cell, solve_linear, transpo
 from mdeq_jax.implicit.attach import attach_adjoint, first_order_only
 from mdeq_jax.implicit.fallback import check_unconverged, fall_back
 from mdeq_jax.solvers import InverseEstimate, Solution, Status, broyden, transposed_inverse_product
-from mdeq_jax.tree import PyTree, ravel_batch, sample_norm
+from mdeq_jax.solvers.norms import residuals
+from mdeq_jax.tree import PyTree, ravel_batch
 
 
 def _adjoint(f, params, x, z, inverse, cotangent, *, refine_steps, unconverged, b_solver):
@@ -36,7 +37,7 @@ def _adjoint(f, params, x, z, inverse, cotangent, *, refine_steps, unconverged, 
         return u, BackwardStats.of(solution)
     # The product that the residual needs is part of pulling u back to the parameters.
     image = ravel_batch(product(u))[0] + flat
-    rel_residual = sample_norm(image - flat_u) / (sample_norm(image) + 1e-9)
+    _, rel_residual, _ = residuals(flat_u, image)
     zeros = BackwardStats.zeros(flat.shape[0])
     stats = zeros._replace(
         rel_residual=rel_residual.astype(jnp.float32), status=zeros.status + Status.MAX_STEPS

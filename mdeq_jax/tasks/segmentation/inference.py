@@ -16,8 +16,8 @@ from jax import lax
 from mdeq_jax.layers import resize_bilinear, upsample_nearest
 from mdeq_jax.models import CellInput, apply_cell
 from mdeq_jax.solvers import Solution
-from mdeq_jax.solvers.norms import REL_EPS
-from mdeq_jax.tree import ravel_batch, sample_norm
+from mdeq_jax.solvers.norms import relative, safe_norm
+from mdeq_jax.tree import ravel_batch
 
 
 class InferenceSettings(NamedTuple):
@@ -215,9 +215,9 @@ def pixel_residual(
         upsample_nearest(jnp.sum(jnp.square(a - b), axis=-1, keepdims=True), 2**i) / 4**i
         for i, (a, b) in enumerate(zip(fz, z))
     )[..., 0]
-    norm = sample_norm(ravel_batch(fz)[0])
+    size = safe_norm(ravel_batch(fz)[0])
     pixels = squares.shape[1] * squares.shape[2]
-    return jnp.sqrt(squares * pixels) / (norm[:, None, None] + REL_EPS)
+    return relative(jnp.sqrt(squares * pixels), size[:, None, None])
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
