@@ -13,8 +13,7 @@ import numpy as np
 from mdeq_jax.data import Dataset, EvalLoader
 from mdeq_jax.implicit import solve_adjoint
 from mdeq_jax.models import CellInput, apply_cell
-from mdeq_jax.models.mdeq.build import build_solver
-from mdeq_jax.solvers import fixed_point_iteration
+from mdeq_jax.solvers import build_solver, fixed_point_iteration
 from mdeq_jax.tasks import Task
 from mdeq_jax.tasks.task import display_name
 from mdeq_jax.tree import ravel_batch

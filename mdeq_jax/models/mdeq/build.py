@@ -3,9 +3,9 @@
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from mdeq_jax import hardware
 from mdeq_jax.implicit import GRADIENTS, equilibrium
 from mdeq_jax.implicit.equilibrium import OWN_ITERATION, SOLVE_BACKWARD
 from mdeq_jax.layers import BatchNorm
@@ -13,25 +13,11 @@ from mdeq_jax.models.mdeq.cell import CellSpec, MDEQCell
 from mdeq_jax.models.mdeq.heads import ClassificationHead, SegmentationHead, Stem
 from mdeq_jax.models.mdeq.network import MDEQ, check_image_size
 from mdeq_jax.parallel import BATCH_AXIS
-from mdeq_jax.solvers import SOLVERS
+from mdeq_jax.solvers import build_solver
+from mdeq_jax.solvers.options import check_choice, chosen_options, try_out
 
 MODELS = ("mdeq_classifier", "mdeq_segmenter")
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
-
-_SOLVER_OPTIONS = {
-    "broyden": ("history_dtype",),
-    "anderson": ("m", "lam", "beta", "restart_every", "restart_growth"),
-    "fixed_point_iteration": ("tau",),
-}
-_GRADIENT_OPTIONS = {
-    "ift": ("linearize_at", "unconverged"),
-    "phantom": ("steps", "tau"),
-    "neumann": ("steps", "tau"),
-    "one_step": (),
-    "shine": ("refine_steps", "unconverged"),
-    "reversible": ("steps", "beta"),
-    "unroll": ("steps", "tau", "remat"),
-}
 
 
 def build_model(config) -> nn.Module:
@@ -48,12 +34,13 @@ def build_model(config) -> nn.Module:
         ValueError: a setting that cannot work; says which, what was required and the choices.
     """
     model = config.model
-    _choose("model.name", model.name, MODELS)
-    _choose("precision", config.precision, PRECISIONS)
-    if config.pallas and jax.default_backend() not in ("cpu", "gpu"):
+    check_choice("model.name", model.name, MODELS)
+    check_choice("precision", config.precision, PRECISIONS)
+    platform = hardware.target().platform
+    if config.pallas and platform == "tpu":
         raise ValueError(
-            f"pallas=True takes kernels that are written for GPUs, but JAX runs on "
-            f"{jax.default_backend()!r}. Set it to False."
+            f"pallas=True uses kernels that are written for GPUs, but JAX runs on {platform!r}. "
+            "Set it to False."
         )
     _check_model(model)
     if config.data.image_size is not None:
@@ -108,35 +95,11 @@ def build_model(config) -> nn.Module:
     )
 
 
-def build_solver(settings, where: str, *, pallas: bool = False):
-    """A solver of `mdeq_jax.solvers` with the settings of `config.solver.forward` or `.backward`.
-
-    With `pallas` Broyden's method reads its history by kernels of our own; others have none.
-
-    Raises:
-        ValueError: unknown name or stop mode, or a setting that this solver does not have.
-    """
-    _choose(f"{where}.name", settings.name, SOLVERS)
-    _choose(f"{where}.stop_mode", settings.stop_mode, ("rel", "abs"))
-    options = _options(settings, where, _SOLVER_OPTIONS)
-    if pallas and settings.name == "broyden":
-        options["pallas"] = True
-    solver = partial(
-        SOLVERS[settings.name],
-        max_steps=settings.max_steps,
-        tol=settings.tol,
-        stop_mode=settings.stop_mode,
-        **options,
-    )
-    _try(where, lambda z: solver(jnp.cos, z).z)
-    return solver
-
-
 def _build_gradient(config, f_solver, b_solver):
     settings, forward = config.gradient, config.solver.forward
-    _choose("gradient.name", settings.name, GRADIENTS)
-    options = _options(settings, "gradient", _GRADIENT_OPTIONS)
+    check_choice("gradient.name", settings.name, GRADIENTS)
     function = GRADIENTS[settings.name]
+    options = chosen_options(function, settings, "gradient")
     if function in SOLVE_BACKWARD:
         options["b_solver"] = b_solver
     if function in OWN_ITERATION:  # in the place of the forward solver, whose limits are theirs
@@ -155,39 +118,13 @@ def _build_gradient(config, f_solver, b_solver):
             "gradient.name."
         )
     gradient = partial(function, **options)
-    _try(
+    try_out(
         "gradient",
         lambda z: equilibrium(
             lambda params, z, x: jnp.cos(z), (), (), z, f_solver=f_solver, gradient=gradient
         )[0],
     )
     return gradient
-
-
-def _try(where: str, function) -> None:
-    """Traces `function` on a state of one number, so that bad values are refused here."""
-    try:
-        jax.eval_shape(function, jax.ShapeDtypeStruct((1, 1), jnp.float32))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _options(settings, where: str, table: dict) -> dict:
-    """The optional settings that are set, all of which `settings.name` must have."""
-    own = table[settings.name]
-    others = {option for options in table.values() for option in options} - set(own)
-    for option in sorted(others):
-        if settings[option] is not None:
-            raise ValueError(
-                f"{where}.{option}={settings[option]!r} has no effect on {settings.name!r}, "
-                f"whose own settings are {list(own)}. Unset it, or choose another {where}.name."
-            )
-    return {option: settings[option] for option in own if settings[option] is not None}
-
-
-def _choose(where: str, value, choices) -> None:
-    if value not in choices:
-        raise ValueError(f"{where} must be one of {sorted(choices)}; got {value!r}.")
 
 
 def _check_model(model) -> None:

@@ -1,6 +1,6 @@
-import jax
 import pytest
 
+from mdeq_jax import hardware
 from mdeq_jax.models import build_model
 
 BAD = [
@@ -54,13 +54,13 @@ def test_settings_reach_the_solver(small_config):
     assert model.gradient.keywords == {"steps": 3}
 
 
-def test_kernels_of_our_own_reach_cell_and_solvers(small_config, monkeypatch):
+def test_pallas_reaches_cell_and_solvers(small_config):
     small_config.pallas = True
     model = build_model(small_config)
     assert model.cell.spec.pallas and model.f_solver.keywords["pallas"]
     assert model.gradient.keywords["b_solver"].keywords["pallas"]
     small_config.solver.forward.name = "anderson"  # which has none
     assert "pallas" not in build_model(small_config).f_solver.keywords
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    with pytest.raises(ValueError, match=r"pallas=True .* JAX runs on 'tpu'"):
+    refused = pytest.raises(ValueError, match=r"pallas=True .* JAX runs on 'tpu'")
+    with hardware.compiling_for("tpu"), refused:
         build_model(small_config)
