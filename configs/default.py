@@ -23,8 +23,6 @@ def _solver(max_steps: int) -> ml_collections.ConfigDict:
             m=placeholder(int),  # anderson: ring size
             lam=placeholder(float),  # anderson: regularisation of the Gram matrix
             beta=placeholder(float),  # anderson: mixing
-            restart_every=placeholder(int),  # anderson: steps between restarts
-            restart_growth=placeholder(float),  # anderson: growth of the residual that restarts
             tau=placeholder(float),  # fixed_point_iteration: damping
         )
     )

@@ -5,11 +5,6 @@ Each step takes the combination of the last iterates whose combined residual is 
 
     minimise |sum_j a_j g_j|^2 + lam |a|^2  subject to  sum_j a_j = 1,
     z <- beta sum_j a_j f(z_j) + (1 - beta) sum_j a_j z_j.
-
-A restart empties the ring but for the newest iterate, so that the next step is a plain one. It can
-come at fixed intervals (Pratapa and Suryanarayana 2015; Henderson and Varadhan 2019, 1803.06673)
-or when the residual has grown over the smallest one in the ring (criterion C of Washio and
-Oosterlee 1997 for their kindred method, nonlinear GMRES).
 """
 
 from collections.abc import Callable
@@ -52,8 +47,6 @@ def anderson(
     lam: float = 1e-4,
     beta: float = 1.0,
     scale_lam: bool = True,
-    restart_every: int | None = None,
-    restart_growth: float | None = None,
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
 ) -> Solution:
@@ -74,11 +67,6 @@ def anderson(
             s is the mean of that diagonal: strong enough where residuals are large, and still
             small beside them once they are small. False adds `lam` however small they are, as the
             original does, and never less than the same rounding.
-        restart_every: restarts after every so many steps; None is never.
-        restart_growth: restarts a sample whose residual |f(z) - z| exceeds this many times the
-            smallest in its ring, at least 1 (2 in the source); None is never. Measure
-            first: on random tanh layers of 64 dimensions neither kind saved steps (median to a
-            residual of 1e-8: 58 without, 58 to 64 with).
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
         record_at: steps after which the best iterates are recorded in the report, ascending.
 
@@ -90,12 +78,6 @@ def anderson(
         raise ValueError(f"lam must not be negative; got {lam}.")
     if not 0 < beta <= 1:
         raise ValueError(f"beta must be in (0, 1]; got {beta}.")
-    if restart_every is not None:
-        check_count("restart_every", restart_every)
-    if restart_growth is not None and not restart_growth >= 1:
-        raise ValueError(
-            f"restart_growth must be at least 1, or every step restarts; got {restart_growth}."
-        )
     dtype = z0.dtype
     slots = min(m, max_steps)
     solve_triangular = partial(lax.linalg.triangular_solve, left_side=True, lower=True)
@@ -107,18 +89,6 @@ def anderson(
         empty = jnp.zeros((batch, slots, features), dtype)
         gram = jnp.zeros((batch, slots, slots), small)
         return _Ring(f=empty, g=empty, gram=gram, filled=jnp.zeros((batch, slots), bool))
-
-    def kept(ring, gram, slot, step):
-        """`[B, m]` bool: the iterates that are combined now."""
-        newest = jnp.arange(slots)[None, :] == slot
-        restart = jnp.zeros(gram.shape[0], bool)
-        if restart_every is not None:
-            restart |= (step > 0) & (step % restart_every == 0)
-        if restart_growth is not None:
-            squares = jnp.einsum("bii->bi", gram)
-            smallest = jnp.min(jnp.where(ring.filled, squares, jnp.inf), axis=1)
-            restart |= squares[:, slot] > restart_growth**2 * smallest
-        return newest | (ring.filled & ~restart[:, None])
 
     def coefficients(gram, filled):
         """`[B, m]`: the constrained least squares, from (G + lam I) y = 1, a = y / sum y."""
@@ -146,7 +116,7 @@ def anderson(
             "bmd,bd->bm", gs, gz, precision=lax.Precision.HIGHEST, preferred_element_type=small
         )
         gram = ring.gram.at[:, slot, :].set(inner).at[:, :, slot].set(inner)
-        filled = kept(ring, gram, slot, step)
+        filled = ring.filled | (jnp.arange(slots)[None, :] == slot)
         alpha, usable = coefficients(gram, filled)
         # Without a usable combination a sample takes the plain step.
         plain = jnp.zeros_like(alpha).at[:, slot].set(1)

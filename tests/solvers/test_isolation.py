@@ -12,7 +12,6 @@ SETTINGS = dict(max_steps=STEPS, tol=1e-10)
 VARIANTS = {
     "broyden": (broyden, {}),
     "anderson": (anderson, {}),
-    "anderson that restarts": (anderson, {"restart_growth": 1.5}),
     "fixed_point_iteration": (fixed_point_iteration, {}),
 }
 

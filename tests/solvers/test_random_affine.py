@@ -31,8 +31,8 @@ VARIANTS = {
     ],
     "float64": [
         (broyden, dict(stop_mode="abs", **FLOAT64)),
-        (anderson, dict(stop_mode="abs", beta=0.8, restart_growth=2.0, **FLOAT64)),
-        (anderson, dict(stop_mode="rel", m=3, restart_every=7, **FLOAT64)),
+        (anderson, dict(stop_mode="abs", beta=0.8, **FLOAT64)),
+        (anderson, dict(stop_mode="rel", m=3, **FLOAT64)),
         (fixed_point_iteration, dict(stop_mode="rel", tau=0.7, **FLOAT64)),
     ],
 }
