@@ -28,7 +28,7 @@ from mdeq_jax.convert import convert_state_dict, load_torch_file
 from mdeq_jax.data import EvalLoader, load_dataset
 from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.implicit import BackwardStats, ift
-from mdeq_jax.models import build_model
+from mdeq_jax.models import ForwardOptions, build_model
 from mdeq_jax.solvers import Status, broyden
 
 COMPARED = ("stem", "cell")
@@ -93,7 +93,11 @@ def gradient_of(model, problem: Problem, dtype=jnp.float32):
     fixed = jax.tree.map(lambda a: jnp.asarray(a, dtype), problem.variables["batch_stats"])
 
     def loss(params, stats):
-        out = model.apply({"params": params, "batch_stats": fixed}, images, stats=stats)
+        out = model.apply(
+            {"params": params, "batch_stats": fixed},
+            images,
+            forward=ForwardOptions(backward_stats=stats),
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(out.logits, problem.labels)
         return jnp.mean(losses), out.solution
 

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from benchmarks.gradients import candidate_model, flatten, load_problem
 from mdeq_jax.implicit import BackwardStats
+from mdeq_jax.models import ForwardOptions
 
 
 def cast(tree, dtype):
@@ -29,7 +30,8 @@ def gradient_of(model, problem, dtype):
 
     def loss(params, stats, steps):
         variables = {"params": params, "batch_stats": fixed}
-        out = model.apply(variables, images, stats=stats, step_budget=steps)
+        options = ForwardOptions(step_budget=steps, backward_stats=stats)
+        out = model.apply(variables, images, forward=options)
         losses = optax.softmax_cross_entropy_with_integer_labels(out.logits, problem.labels)
         return jnp.mean(losses)
 

@@ -91,15 +91,12 @@ def cell_problem(config, batch_size: int) -> CellProblem:
 
     @jax.jit
     def prepare(variables, images):
-        injection = model.apply(variables, images, method="inject")
-        weights = model.apply(variables, method="cell_weights")
-        z = model.zero_state(injection)
-        masks = None
+        problem = model.fixed_point_problem(variables, images)
         if spec.dropout > 0:
             keys = sample_keys(jax.random.key(0), 0, batch_size)
-            masks = make_masks(keys, spec, z)
-        x = CellInput(injection, masks)
-        z, _ = lax.scan(lambda z, _: (apply_cell(spec, weights, z, x), None), z, length=3)
-        return weights, z, x
+            masks = make_masks(keys, spec, problem.z0)
+            problem = problem._replace(x=problem.x._replace(masks=masks))
+        z, _ = lax.scan(lambda z, _: (problem.evaluate(z), None), problem.z0, length=3)
+        return problem.params, z, problem.x
 
     return CellProblem(spec, *prepare(variables, images))

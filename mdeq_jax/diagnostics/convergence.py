@@ -1,6 +1,5 @@
 """How the solves of evaluation examples converge, step by step, and the picture of it."""
 
-import inspect
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,16 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdeq_jax.data import Dataset, EvalLoader
-from mdeq_jax.implicit import solve_adjoint
-from mdeq_jax.models import CellInput, apply_cell
+from mdeq_jax.implicit import GRADIENTS, solve_adjoint
+from mdeq_jax.implicit.binding import settings_of
 from mdeq_jax.solvers import build_solver, fixed_point_iteration
 from mdeq_jax.tasks import Task
 from mdeq_jax.tasks.task import display_name
-from mdeq_jax.tree import ravel_batch
 from mdeq_jax.viz.convergence import plot_convergence
 
 MAX_TRACED = 1000
-SERIES = ("phantom", "neumann", "one_step")
 
 
 class ConvergenceTraces(NamedTuple):
@@ -47,24 +44,22 @@ def convergence_traces(model, variables, task: Task, dataset: Dataset, config) -
     forward = build_solver(config.solver.forward, "solver.forward", pallas=config.pallas)
     forward = partial(forward, tol=0.0)
     backward, label = _backward_solver(model, config)
-    linearize_at = _settings(model.gradient).get("linearize_at", "z_star")
+    linearize_at = settings_of(model.gradient).get("linearize_at", "z_star")
 
     @jax.jit
     def traces(variables, batch):
         images = batch["image"]
-        injection = model.apply(variables, task.prepare(images), method="inject")
-        weights = model.apply(variables, method="cell_weights")
-        x, z0 = CellInput(injection), model.zero_state(injection)
-        f = partial(apply_cell, model.cell.spec)
+        problem = model.fixed_point_problem(variables, task.prepare(images))
 
         def loss(z):
             logits = task.restore(model.apply(variables, z, method="read_out"), images)
             return task.figures(logits, batch)["loss"]
 
-        z, solution = model.solve(f, weights, x, z0, f_solver=forward)
+        z, solution = model.solve(problem, f_solver=forward)
         # Linearised where training does it.
-        point = z if linearize_at == "f_z_star" else ravel_batch(z0)[1](solution.z)
-        _, adjoint = solve_adjoint(f, weights, x, point, jax.grad(loss)(z), b_solver=backward)
+        point = z if linearize_at == "f_z_star" else problem.unravel(solution.z)
+        f, params, x, _ = problem
+        _, adjoint = solve_adjoint(f, params, x, point, jax.grad(loss)(z), b_solver=backward)
         return solution.rel_trace, adjoint.rel_trace
 
     batch_size = (config.eval.batch_size or config.train.batch_size) // jax.device_count()
@@ -86,9 +81,10 @@ def convergence_traces(model, variables, task: Task, dataset: Dataset, config) -
 def _backward_solver(model, config):
     """The solver that the gradient amounts to, without a tolerance, and a label for it."""
     name = config.gradient.name
-    if name in SERIES:
+    info = GRADIENTS[name]
+    if info.is_series:
         # A truncated gradient is a partial sum of the damped iteration of the adjoint equation.
-        settings = {"steps": 1, "tau": 1.0, **_settings(model.gradient)}  # one_step has neither
+        settings = {"steps": 1, "tau": 1.0, **settings_of(model.gradient)}  # one_step has neither
         terms, tau = settings["steps"], settings["tau"]
         solver = partial(fixed_point_iteration, max_steps=terms, tau=tau, tol=0.0)
         return solver, f"{name}, {terms} terms, tau = {tau}"
@@ -96,14 +92,7 @@ def _backward_solver(model, config):
     solver = partial(build_solver(settings, "solver.backward", pallas=config.pallas), tol=0.0)
     label = f"{settings.name}, {settings.max_steps} steps"
     # The other gradients solve nothing; the adjoint equation is still there to be solved.
-    return solver, f"ift, {label}" if name == "ift" else f"{label} (training uses {name!r})"
-
-
-def _settings(gradient: partial) -> dict:
-    """The settings of a gradient of `build_model`: bound ones, and defaults of the others."""
-    parameters = inspect.signature(gradient.func).parameters
-    defaults = {k: v.default for k, v in parameters.items() if v.default is not v.empty}
-    return {**defaults, **gradient.keywords}
+    return solver, f"{name}, {label}" if info.is_exact else f"{label} (training uses {name!r})"
 
 
 def plot(path: Path, config, model, variables, task: Task, dataset: Dataset, score: float) -> None:
@@ -120,7 +109,7 @@ def plot(path: Path, config, model, variables, task: Task, dataset: Dataset, sco
     """
     traces = convergence_traces(model, variables, task, dataset, config)
     uses_tol = config.solver.forward.stop_mode == "rel"
-    exact = config.gradient.name == "ift" and config.solver.backward.stop_mode == "rel"
+    exact = GRADIENTS[config.gradient.name].is_exact and config.solver.backward.stop_mode == "rel"
     plot_convergence(
         path,
         traces.forward,

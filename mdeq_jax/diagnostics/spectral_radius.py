@@ -3,9 +3,7 @@
 import jax
 
 from mdeq_jax.implicit import spectral_radius
-from mdeq_jax.models import CellInput, apply_cell
 from mdeq_jax.tasks import Task
-from mdeq_jax.tree import ravel_batch
 
 SPECTRAL_STEPS = 50  # products with the Jacobian
 SPECTRAL_IMAGES = 64
@@ -16,18 +14,13 @@ def make_spectral_radius(model, task: Task, seed: int):
 
     def radius(variables, batch):
         images, mask = (batch[name][:SPECTRAL_IMAGES] for name in ("image", "mask"))
-        injection = model.apply(variables, task.prepare(images), method="inject")
-        weights = model.apply(variables, method="cell_weights")
-        spec = model.cell.spec
-
-        def cell(weights, z, x):
-            return apply_cell(spec, weights, z, x)
-
-        start, x = model.zero_state(injection), CellInput(injection)
-        _, solution = model.solve(cell, weights, x, start)
-        z = ravel_batch(start)[1](solution.z)
+        problem = model.fixed_point_problem(variables, task.prepare(images))
+        _, solution = model.solve(problem)
         result = spectral_radius(
-            cell, weights, x, z, key=jax.random.key(seed), num_steps=SPECTRAL_STEPS
+            problem,
+            z=problem.unravel(solution.z),
+            key=jax.random.key(seed),
+            num_steps=SPECTRAL_STEPS,
         )
         return {"growth": result.growth, "residual": result.residual, "mask": mask}
 

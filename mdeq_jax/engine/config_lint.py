@@ -6,9 +6,9 @@ else is switched off: a recipe with another gradient, say.
 """
 
 from mdeq_jax import hardware
+from mdeq_jax.implicit import GRADIENTS
+from mdeq_jax.models import family_of
 
-SOLVES_BACKWARD = ("ift",)  # and "shine", if it is refined
-OWN_ITERATION = ("reversible", "unroll")
 IN_MEMORY = ("digits", "cifar10")
 # Where they have no effect, these are left unsaid at the values of `configs/default.py`.
 DEFAULTS = {
@@ -52,33 +52,34 @@ def unused_settings(config, *, training: bool) -> list[str]:
 
 
 def _solvers(config, training: bool) -> list[str]:
-    gradient = config.gradient.name
-    lines = []
-    if gradient in OWN_ITERATION:
+    gradient, lines = config.gradient.name, []
+    info = GRADIENTS[gradient]
+    if info.own_iteration:
         unused = ["name", *(f for f in _SOLVER_FIELDS if config.solver.forward[f] is not None)]
         lines.append(
             f"solver.forward ({', '.join(unused)}) has no effect: gradient.name={gradient!r} "
             "brings its own iteration, which takes max_steps, tol and stop_mode from there."
         )
-    refined = gradient == "shine" and config.gradient.refine_steps
-    if training and gradient not in SOLVES_BACKWARD and not refined:
+    switch = info.solves_only_with
+    if training and not info.solves_with(config.gradient):
         lines.append(
             f"solver.backward has no effect on training: gradient.name={gradient!r} "
-            f"{'without refine_steps ' if gradient == 'shine' else ''}does no backward solve."
+            f"{f'without {switch} ' if switch else ''}does no backward solve."
         )
-    elif training and refined:
+    elif training and switch:
         lines.append(
             f"solver.backward.max_steps={config.solver.backward.max_steps} has no effect on "
-            f"training: gradient.refine_steps={refined} is how many the backward solve takes."
+            f"training: gradient.{switch}={config.gradient[switch]} is how many the backward solve "
+            "takes."
         )
     return lines
 
 
 def _reasons(config, training: bool):
     """Yields fields, and why they have no effect."""
-    segmenter, train = config.model.name == "mdeq_segmenter", config.train
-    head = ("head_channels", "final_channels") if segmenter else ("final_conv_kernel",)
-    yield [f"model.{field}" for field in head], f"model.name={config.model.name!r} has another head"
+    train = config.train
+    fields = [f"model.{field}" for field in family_of(config).ignored_fields]
+    yield fields, f"model.name={config.model.name!r} does not have them"
     if config.data.name == "digits":
         yield ["data.data_dir"], "data.name='digits' comes with scikit-learn"
     if config.data.name in IN_MEMORY:

@@ -14,7 +14,8 @@ from jax import lax
 
 from mdeq_jax.engine.schedules import jacobian_weight
 from mdeq_jax.engine.state import TrainState
-from mdeq_jax.implicit import BackwardStats
+from mdeq_jax.implicit import GRADIENTS, BackwardStats
+from mdeq_jax.models import ForwardOptions
 from mdeq_jax.parallel import device_index, mean_over_devices, sum_over_devices
 from mdeq_jax.tasks import Task
 
@@ -140,23 +141,24 @@ def _make_backward(model, task: Task, config) -> Callable:
     It gives the gradient of this device's loss, the new batch statistics and a `Report` of this
     device; `place` is that of the first sample in the global batch.
     """
-    gradient = config.gradient
-    has_adjoint = gradient.name in ADJOINT_GRADIENTS
-    can_fail = gradient.name in CAN_FAIL or bool(gradient.name == "shine" and gradient.refine_steps)
+    gradient = GRADIENTS[config.gradient.name]
+    can_fail = gradient.can_fail_with(config.gradient)
 
     def backward(params, batch_stats, batch, draws, place, plain):
         size = batch["image"].shape[0]
 
-        def loss_fn(params, stats):
+        def loss_fn(params, backward_stats):
             out, mutated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 batch["image"],
                 train=True,
-                plain_layers=config.train.pretrain_layers if plain else None,
-                step_budget=draws.step_budget,
-                stats=stats,
-                with_jacobian=draws.applies_jacobian,
-                first_sample=place,
+                forward=ForwardOptions(
+                    pretraining_layers=config.train.pretrain_layers if plain else None,
+                    step_budget=draws.step_budget,
+                    backward_stats=backward_stats,
+                    with_jacobian=draws.applies_jacobian,
+                    first_sample=place,
+                ),
                 rngs={"dropout": draws.dropout_key, "jacobian": draws.jacobian_key},
                 mutable=["batch_stats"],
             )
@@ -171,26 +173,21 @@ def _make_backward(model, task: Task, config) -> Callable:
             "jacobian_loss": jnp.where(draws.applies_jacobian, out.jacobian_loss, jnp.nan),
         }
         per_sample = {}
-        if not plain:
+        solved = out.solution is not None
+        if solved:
             scalars["forward/nfe"] = out.solution.nfe.astype(jnp.float32)
             per_sample["forward/rel_residual"] = out.solution.rel_residual
             per_sample["forward/status"] = out.solution.status
-        if not plain and has_adjoint:
+        if solved and gradient.reports_residual:
             scalars["backward/nfe"] = adjoint.nfe
             per_sample["backward/rel_residual"] = adjoint.rel_residual
-        if not plain and can_fail:
+        if solved and can_fail:
             per_sample["backward/status"] = adjoint.status
         figures = task.figures(out.logits, {**batch, "mask": jnp.ones(size)})
         sums = {**figures, "count": jnp.float32(size)}
         return grads, mutated["batch_stats"], Report(scalars, per_sample, sums)
 
     return backward
-
-
-# Gradients whose backward pass solves, sums up or rebuilds something with a residual to report, and
-# those of them that aim at a tolerance. A series does not, and neither does an estimate unrefined.
-ADJOINT_GRADIENTS = ("ift", "neumann", "shine", "reversible")
-CAN_FAIL = ("ift", "reversible")
 
 
 def _accumulate(backward: Callable, parts: int) -> Callable:

@@ -10,11 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.engine.state import TrainState, build_optimizer, make_state
 from mdeq_jax.engine.workdir import CONFIG_FILE, check_architecture, write_config
-from mdeq_jax.models import build_model
+from mdeq_jax.models import build_model, family_of
 from mdeq_jax.runtime import hosts
-
-SHARED = ("stem", "cell")  # what networks of different tasks have in common
-_UNSEEN = ("num_groups", "downsample_times")  # of the shared part, but not in its shapes
 
 
 def save_variables(variables: dict, config, workdir: str | Path) -> None:
@@ -61,8 +58,8 @@ def load_variables(workdir: str | Path, config) -> tuple[dict, int]:
             "convert_torch_weights.py."
         )
     check_architecture(workdir, config)
-    factor = 2 ** (config.model.downsample_times + len(config.model.channels) - 1)
-    images = jnp.zeros((1, factor, factor, 3))  # the smallest that the scales divide
+    side = family_of(config).input_multiple(config)
+    images = jnp.zeros((1, side, side, 3))  # the smallest that the network takes
     like = jax.eval_shape(build_model(config).init, jax.random.key(0), images)
     with Checkpoints(workdir, write=False) as checkpoints:
         return checkpoints.restore_variables(like)
@@ -82,25 +79,26 @@ def start_from_checkpoint(state: TrainState, config) -> TrainState:
         ValueError: its stem or cell is another; lists every difference.
     """
     source = Path(config.init.from_checkpoint)
-    source_config = _config_of(source, config)
+    source_config, family = _config_of(source, config), family_of(config)
     variables, step = load_variables(source, source_config)
     own, other = (flatten_dict(tree) for tree in (state.variables, variables))
     wrong = [
         f"model.{field}: {source_config.model[field]} there, {config.model[field]} here"
-        for field in _UNSEEN
+        for field in family.transfer_fields
         if source_config.model[field] != config.model[field]
     ]
-    wrong += _differences(_shared(own), _shared(other))
+    shared = family.transferable
+    wrong += _differences(_shared(own, shared), _shared(other, shared))
     if wrong:
         raise ValueError(
             f"init.from_checkpoint={source}: its stem and cell are not those of this config:\n  "
             + "\n  ".join(wrong)
             + f"\nChange config.model to match ({source / CONFIG_FILE}), or start from another."
         )
-    merged = unflatten_dict(own | _shared(other))
+    merged = unflatten_dict(own | _shared(other, shared))
     if hosts.is_main():
         print(f"Starting from {source} ({source_config.model.name}, step {step:,}):")
-        print(_table(own))
+        print(_table(own, shared))
     return state.starting_from(merged)
 
 
@@ -121,8 +119,8 @@ def _config_of(source: Path, config):
     return source_config
 
 
-def _shared(leaves: dict) -> dict:
-    return {path: leaf for path, leaf in leaves.items() if path[1] in SHARED}
+def _shared(leaves: dict, parts: tuple[str, ...]) -> dict:
+    return {path: leaf for path, leaf in leaves.items() if path[1] in parts}
 
 
 def _differences(own: dict, other: dict) -> list[str]:
@@ -135,12 +133,12 @@ def _differences(own: dict, other: dict) -> list[str]:
     ]
 
 
-def _table(own: dict) -> str:
+def _table(own: dict, shared: tuple[str, ...]) -> str:
     """One line a part of the network: loaded or fresh, tensors, parameters."""
     lines = []
-    for part in dict.fromkeys((*SHARED, *(path[1] for path in own))):
+    for part in dict.fromkeys((*shared, *(path[1] for path in own))):
         leaves = {path: leaf for path, leaf in own.items() if path[1] == part}
         parameters = sum(leaf.size for path, leaf in leaves.items() if path[0] == "params")
-        origin = "loaded" if part in SHARED else "fresh"
+        origin = "loaded" if part in shared else "fresh"
         lines.append(f"  {part:<6} {origin:<8} {len(leaves):4} tensors {parameters:12,} parameters")
     return "\n".join(lines)

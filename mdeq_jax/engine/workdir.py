@@ -5,30 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
+from mdeq_jax.models import family_of
 from mdeq_jax.runtime import hosts
 
 CONFIG_FILE = "config.json"
-
-# What makes a checkpoint fit a network: the parts of the config that its arrays depend on.
-ARCHITECTURE = (
-    "name",
-    "channels",
-    "num_blocks",
-    "big_kernels",
-    "expansion",
-    "num_groups",
-    "downsample_times",
-    "weight_norm",
-    "fuse_weight_norm",
-    "block_gn_affine",
-    "fuse_gn_affine",
-    "post_gn_affine",
-    "num_classes",
-)
-HEAD = {
-    "mdeq_classifier": ("head_channels", "final_channels"),
-    "mdeq_segmenter": ("final_conv_kernel",),
-}
 
 
 def check_writable(workdir: Path) -> None:
@@ -79,7 +59,7 @@ def check_architecture(workdir: Path, config) -> None:
         )
     saved = json.loads(path.read_text())["model"]
     wanted = json.loads(config.to_json_best_effort())["model"]
-    fields = (*ARCHITECTURE, *HEAD[config.model.name])
+    fields = family_of(config).architecture_fields
     differing = [name for name in fields if saved.get(name) != wanted[name]]
     if differing:
         rows = "\n".join(

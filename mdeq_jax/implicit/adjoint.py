@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Solution, broyden
 from mdeq_jax.tree import PyTree, ravel_batch
 
-Cell = Callable[[PyTree, PyTree, PyTree], PyTree]  # f(params, z, x) -> z
 LinearMap = Callable[[PyTree], PyTree]
 
 

@@ -6,7 +6,8 @@ from functools import partial
 import jax
 
 from mdeq_jax import hardware
-from mdeq_jax.implicit.adjoint import BackwardStats, Cell
+from mdeq_jax.implicit.adjoint import BackwardStats
+from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.tree import PyTree, ravel_batch
 
 LINEARIZE_AT = ("z_star", "f_z_star")
@@ -21,7 +22,7 @@ def attach_adjoint(
     params: PyTree,
     x: PyTree,
     z_star: PyTree,
-    stats: BackwardStats | None,
+    backward_stats: BackwardStats | None,
     *,
     adjoint: Adjoint,
     linearize_at: str = "z_star",
@@ -37,7 +38,7 @@ def attach_adjoint(
         params: parameters of the cell.
         x: input injection.
         z_star: equilibrium, leaves `[B, ...]`; it gets no gradient.
-        stats: see `BackwardStats`.
+        backward_stats: see `BackwardStats`.
         adjoint: see `Adjoint`; must not close over arrays.
         linearize_at: where the backward pass takes the Jacobian: "z_star" or "f_z_star".
         extra: arrays for `adjoint`; they get no gradient.
@@ -47,20 +48,22 @@ def attach_adjoint(
     """
     if linearize_at not in LINEARIZE_AT:
         raise ValueError(f"linearize_at must be one of {LINEARIZE_AT}; got {linearize_at!r}.")
-    if stats is None:
-        stats = BackwardStats.zeros(jax.tree.leaves(z_star)[0].shape[0])
+    if backward_stats is None:
+        backward_stats = BackwardStats.zeros(jax.tree.leaves(z_star)[0].shape[0])
     z_star, extra = jax.lax.stop_gradient((z_star, extra))
-    return _attach(f, adjoint, linearize_at, params, x, z_star, extra, stats)
+    return _attach(f, adjoint, linearize_at, params, x, z_star, extra, backward_stats)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attach(f, adjoint, linearize_at, params, x, z_star, extra, stats):
+def _attach(f, adjoint, linearize_at, params, x, z_star, extra, backward_stats):
     return f(params, z_star, x)
 
 
-def _forward(f, adjoint, linearize_at, params, x, z_star, extra, stats):
+def _forward(f, adjoint, linearize_at, params, x, z_star, extra, backward_stats):
     # By `_attach` again, so that a derivative of the gradient sees how the equilibrium moves.
-    value = _attach(partial(_linearized, f), adjoint, linearize_at, params, x, z_star, extra, stats)
+    value = _attach(
+        partial(_linearized, f), adjoint, linearize_at, params, x, z_star, extra, backward_stats
+    )
     point = value if linearize_at == "f_z_star" else _moving_with(z_star, value)
     return value, (params, x, point, extra)
 

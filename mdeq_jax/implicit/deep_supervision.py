@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mdeq_jax.implicit.adjoint import Cell
-from mdeq_jax.implicit.equilibrium import GRADIENTS, OWN_ITERATION, unbound
+from mdeq_jax.implicit.gradients import GRADIENTS, GradientInfo, gradient_info
 from mdeq_jax.implicit.phantom import one_step
-from mdeq_jax.implicit.shine import shine
+from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Solution, broyden
 from mdeq_jax.tree import PyTree, ravel_batch
 
@@ -64,10 +63,11 @@ def supervised_states(
     """
     if len(steps) == 0:
         raise ValueError("steps, the solver steps that are supervised, must not be empty.")
-    allowed = [name for name, g in GRADIENTS.items() if g not in (shine, *OWN_ITERATION)]
-    function = GRADIENTS.get(gradient, None) if isinstance(gradient, str) else gradient
-    if function is None or unbound(function) in (shine, *OWN_ITERATION):
-        raise ValueError(f"gradient must be one of {sorted(allowed)}; got {gradient!r}.")
+    allowed = sorted(name for name, info in GRADIENTS.items() if _acts_on_a_state(info))
+    known = not isinstance(gradient, str) or gradient in GRADIENTS
+    if not known or not _acts_on_a_state(gradient_info(gradient)):
+        raise ValueError(f"gradient must be one of {allowed}; got {gradient!r}.")
+    function = gradient_info(gradient).function if isinstance(gradient, str) else gradient
     flat0, unravel = ravel_batch(z0)
     fixed_params, fixed_x, flat0 = lax.stop_gradient((params, x, flat0))
 
@@ -78,6 +78,11 @@ def supervised_states(
     solution = lax.stop_gradient(solver(flat_f, flat0, step_budget=step_budget))
     states = tuple(function(f, params, x, unravel(z)) for z in solution.recorded)
     return states, solution._replace(recorded=())
+
+
+def _acts_on_a_state(info: GradientInfo) -> bool:
+    """Whether a gradient needs nothing but a state, wherever that comes from."""
+    return not info.own_iteration and not info.needs_inverse
 
 
 def correction_weights(kind: str, n: int, gamma: float | None = None) -> np.ndarray:

@@ -8,12 +8,12 @@ from functools import partial
 
 from mdeq_jax.implicit.adjoint import (
     BackwardStats,
-    Cell,
     implicit_adjoint,
     solve_linear,
 )
 from mdeq_jax.implicit.attach import attach_adjoint
 from mdeq_jax.implicit.fallback import check_unconverged, fall_back
+from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Solution, broyden
 from mdeq_jax.tree import PyTree
 
@@ -33,7 +33,7 @@ def ift(
     params: PyTree,
     x: PyTree,
     z_star: PyTree,
-    stats: BackwardStats | None = None,
+    backward_stats: BackwardStats | None = None,
     *,
     b_solver: Callable[..., Solution] = broyden,
     linearize_at: str = "z_star",
@@ -50,7 +50,7 @@ def ift(
         params: parameters of the cell.
         x: input injection.
         z_star: equilibrium, leaves `[B, ...]`; it gets no gradient.
-        stats: see `BackwardStats`.
+        backward_stats: see `BackwardStats`.
         b_solver: solver of the adjoint equation, settings bound by `functools.partial`.
         linearize_at: where the backward pass takes the Jacobian: "z_star", as the original code,
             or "f_z_star", one evaluation closer to the equilibrium.
@@ -69,4 +69,6 @@ def ift(
     check_unconverged(unconverged)
     solve = partial(_solve, b_solver=b_solver, unconverged=unconverged)
     adjoint = partial(_adjoint, solve=solve)
-    return attach_adjoint(f, params, x, z_star, stats, adjoint=adjoint, linearize_at=linearize_at)
+    return attach_adjoint(
+        f, params, x, z_star, backward_stats, adjoint=adjoint, linearize_at=linearize_at
+    )

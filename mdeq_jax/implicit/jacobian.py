@@ -7,23 +7,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit.adjoint import Cell
+from mdeq_jax.implicit.problem import Cell, FixedPointProblem, problem_at
 from mdeq_jax.solvers.norms import safe_norm
 from mdeq_jax.tree import PyTree, ravel_batch
 
 
-def _left_product(f: Cell, params: PyTree, x: PyTree, z: PyTree):
-    """The flat state and v -> v^T J on flat `[B, D]` arrays."""
-    flat, unravel = ravel_batch(z)
-    _, pullback = jax.vjp(lambda flat: ravel_batch(f(params, unravel(flat), x))[0], flat)
+def _left_product(problem: FixedPointProblem):
+    """The flat state z0 and v -> v^T J there, on flat `[B, D]` arrays."""
+    flat, unravel = ravel_batch(problem.z0)
+    _, pullback = jax.vjp(lambda flat: ravel_batch(problem.evaluate(unravel(flat)))[0], flat)
     return flat, lambda v: pullback(v)[0]
 
 
 def jacobian_loss(
-    f: Cell,
-    params: PyTree,
-    x: PyTree,
-    z: PyTree,
+    f: Cell | FixedPointProblem,
+    params: PyTree = None,
+    x: PyTree = None,
+    z: PyTree = None,
     *,
     key: jax.Array | None = None,
     probe: PyTree | None = None,
@@ -35,10 +35,10 @@ def jacobian_loss(
     held constant, as in the original.
 
     Args:
-        f: cell, `f(params, z, x) -> z`.
+        f: cell, `f(params, z, x) -> z`; or a `FixedPointProblem`, which brings `params` and `x`.
         params: parameters of the cell.
         x: input injection.
-        z: state, leaves `[B, ...]`, usually the equilibrium.
+        z: state, leaves `[B, ...]`, usually the equilibrium; by default a problem's `z0`.
         key: random key of the probes, or `[B]` of them, one a sample; not needed if `probe` is
             given.
         probe: one probe v like `z`, in the place of random ones.
@@ -54,7 +54,8 @@ def jacobian_loss(
         raise ValueError("Give either a random `key` or a `probe`, and not both.")
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1; got {num_probes}.")
-    flat, product = _left_product(f, params, x, lax.stop_gradient(z))
+    problem = problem_at(f, params, x, z)
+    flat, product = _left_product(problem._replace(z0=lax.stop_gradient(problem.z0)))
     if probe is not None:
         return jnp.sum(jnp.square(product(ravel_batch(probe)[0]))) / flat.size
     if num_probes == 1:
@@ -101,10 +102,10 @@ class SpectralRadius(NamedTuple):
 
 
 def spectral_radius(
-    f: Cell,
-    params: PyTree,
-    x: PyTree,
-    z: PyTree,
+    f: Cell | FixedPointProblem,
+    params: PyTree = None,
+    x: PyTree = None,
+    z: PyTree = None,
     *,
     key: jax.Array,
     num_steps: int = 100,
@@ -112,10 +113,10 @@ def spectral_radius(
     """Power iteration for the spectral radius of J at `z`, one for each sample.
 
     Args:
-        f: cell, `f(params, z, x) -> z`.
+        f: cell, `f(params, z, x) -> z`; or a `FixedPointProblem`, which brings `params` and `x`.
         params: parameters of the cell.
         x: input injection.
-        z: state, leaves `[B, ...]`, usually the equilibrium.
+        z: state, leaves `[B, ...]`, usually the equilibrium; by default a problem's `z0`.
         key: random key of the start.
         num_steps: products with J; the original takes 75 to 400.
 
@@ -124,7 +125,7 @@ def spectral_radius(
     """
     if num_steps < 2:
         raise ValueError(f"num_steps must be at least 2; got {num_steps}.")
-    flat, product = _left_product(f, params, x, z)
+    flat, product = _left_product(problem_at(f, params, x, z))
 
     def step(v, _):
         image = product(v)

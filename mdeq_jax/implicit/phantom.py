@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit.adjoint import BackwardStats, Cell, transposed_product
+from mdeq_jax.implicit.adjoint import BackwardStats, transposed_product
 from mdeq_jax.implicit.attach import attach_adjoint
+from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Status
 from mdeq_jax.solvers.norms import residuals
 from mdeq_jax.tree import PyTree, ravel_batch
@@ -29,7 +30,7 @@ def phantom(
     params: PyTree,
     x: PyTree,
     z_star: PyTree,
-    stats: BackwardStats | None = None,
+    backward_stats: BackwardStats | None = None,
     *,
     steps: int = 5,
     tau: float = 0.5,
@@ -41,7 +42,7 @@ def phantom(
         params: parameters of the cell.
         x: input injection.
         z_star: equilibrium, leaves `[B, ...]`; it gets no gradient.
-        stats: accepted for symmetry with `ift`; there is no solve to report, it stays zero.
+        backward_stats: accepted as by `ift`; nothing is solved, so it stays zero.
         steps: number of applications; memory grows with it.
         tau: damping, in (0, 1].
 
@@ -60,7 +61,7 @@ def phantom(
 
 
 def one_step(
-    f: Cell, params: PyTree, x: PyTree, z_star: PyTree, stats: BackwardStats | None = None
+    f: Cell, params: PyTree, x: PyTree, z_star: PyTree, backward_stats: BackwardStats | None = None
 ) -> PyTree:
     """f(params, z*, x) with z* held constant: `phantom` with one undamped step.
 
@@ -109,7 +110,7 @@ def neumann(
     params: PyTree,
     x: PyTree,
     z_star: PyTree,
-    stats: BackwardStats | None = None,
+    backward_stats: BackwardStats | None = None,
     *,
     steps: int = 5,
     tau: float = 0.5,
@@ -124,4 +125,4 @@ def neumann(
     """
     _check(steps, tau)
     adjoint = partial(_adjoint, steps=steps, tau=tau)
-    return attach_adjoint(f, params, x, z_star, stats, adjoint=adjoint)
+    return attach_adjoint(f, params, x, z_star, backward_stats, adjoint=adjoint)

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit.adjoint import BackwardStats, Cell
+from mdeq_jax.implicit.adjoint import BackwardStats
 from mdeq_jax.implicit.attach import first_order_only
 from mdeq_jax.implicit.iteration import check_iteration, report, residuals, step_limit
+from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Solution, Status
 from mdeq_jax.solvers.norms import relative, safe_norms
 from mdeq_jax.tree import PyTree, ravel_batch
@@ -32,7 +33,7 @@ def reversible(
     params: PyTree,
     x: PyTree,
     z0: PyTree,
-    stats: BackwardStats | None = None,
+    backward_stats: BackwardStats | None = None,
     *,
     steps: int = 15,
     beta: float = 0.5,
@@ -53,8 +54,9 @@ def reversible(
         params: parameters of the cell.
         x: input injection.
         z0: start of both states, leaves `[B, ...]`; it gets no gradient.
-        stats: see `BackwardStats`; its `rel_residual` is the distance of the rebuilt start from
-            z0 over the norm of the last state, and `status` is DIVERGED where that is over 0.01.
+        backward_stats: see `BackwardStats`; its `rel_residual` is the distance of the rebuilt
+            start from z0 over the norm of the last state. `status` is DIVERGED where that is over
+            0.01.
         steps: steps, of two evaluations of f each.
         beta: relaxation, in (0, 2) but not 1, where a step forgets what it came from.
         tol: a sample whose residual ends under this counts as CONVERGED; all steps are made.
@@ -71,11 +73,11 @@ def reversible(
     check_iteration(steps, tol, stop_mode)
     if not 0 < beta < 2 or beta == 1:
         raise ValueError(f"beta, the relaxation, must be in (0, 2) and not 1; got {beta}.")
-    if stats is None:
-        stats = BackwardStats.zeros(jax.tree.leaves(z0)[0].shape[0])
+    if backward_stats is None:
+        backward_stats = BackwardStats.zeros(jax.tree.leaves(z0)[0].shape[0])
     limit = jnp.int32(step_limit(steps, step_budget))
     z0 = lax.stop_gradient(z0)
-    z, y, traces = _iterate(f, beta, steps, params, x, z0, limit, stats)
+    z, y, traces = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
     return z, report(y, traces, limit, nfe=2 * limit, tol=tol, stop_mode=stop_mode)
 
 
@@ -88,7 +90,7 @@ def _unrelax(beta, new, image):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _iterate(f, beta, steps, params, x, z0, limit, stats):
+def _iterate(f, beta, steps, params, x, z0, limit, backward_stats):
     """The last z and y, and the residuals of each y as `[steps, B]`."""
 
     def step(n, carry):
@@ -105,8 +107,8 @@ def _iterate(f, beta, steps, params, x, z0, limit, stats):
     return z, y, tuple(traces)
 
 
-def _forward(f, beta, steps, params, x, z0, limit, stats):
-    z, y, traces = _iterate(f, beta, steps, params, x, z0, limit, stats)
+def _forward(f, beta, steps, params, x, z0, limit, backward_stats):
+    z, y, traces = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
     return (z, y, traces), (params, x, z0, limit, y, z)
 
 

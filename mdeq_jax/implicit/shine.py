@@ -14,9 +14,10 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from mdeq_jax.implicit.adjoint import BackwardStats, Cell, solve_linear, transposed_product
+from mdeq_jax.implicit.adjoint import BackwardStats, solve_linear, transposed_product
 from mdeq_jax.implicit.attach import attach_adjoint, first_order_only
 from mdeq_jax.implicit.fallback import check_unconverged, fall_back
+from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import InverseEstimate, Solution, Status, broyden, transposed_inverse_product
 from mdeq_jax.solvers.norms import residuals
 from mdeq_jax.tree import PyTree, ravel_batch
@@ -50,7 +51,7 @@ def shine(
     params: PyTree,
     x: PyTree,
     z_star: PyTree,
-    stats: BackwardStats | None = None,
+    backward_stats: BackwardStats | None = None,
     *,
     inverse: InverseEstimate | None = None,
     refine_steps: int = 0,
@@ -69,7 +70,7 @@ def shine(
         params: parameters of the cell.
         x: input injection.
         z_star: equilibrium, leaves `[B, ...]`; it gets no gradient.
-        stats: see `BackwardStats`.
+        backward_stats: see `BackwardStats`.
         inverse: of the forward solve, `broyden(..., keep_inverse=True).inverse`; `equilibrium`
             sees to it.
         refine_steps: steps of a backward solve that starts from the estimate's u.
@@ -102,4 +103,4 @@ def shine(
     adjoint = partial(
         _adjoint, refine_steps=refine_steps, unconverged=unconverged, b_solver=b_solver
     )
-    return attach_adjoint(f, params, x, z_star, stats, adjoint=adjoint, extra=inverse)
+    return attach_adjoint(f, params, x, z_star, backward_stats, adjoint=adjoint, extra=inverse)

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit.adjoint import BackwardStats, Cell
+from mdeq_jax.implicit.adjoint import BackwardStats
 from mdeq_jax.implicit.iteration import check_iteration, report, residuals, step_limit
+from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Solution
 from mdeq_jax.tree import PyTree
 
@@ -15,7 +16,7 @@ def unroll(
     params: PyTree,
     x: PyTree,
     z0: PyTree,
-    stats: BackwardStats | None = None,
+    backward_stats: BackwardStats | None = None,
     *,
     steps: int = 15,
     tau: float = 1.0,
@@ -35,7 +36,7 @@ def unroll(
         params: parameters of the cell.
         x: input injection.
         z0: start, leaves `[B, ...]`; it gets a gradient.
-        stats: accepted for symmetry with `ift`; there is no solve to report, it stays zero.
+        backward_stats: accepted as by `ift`; nothing is solved, so it stays zero.
         steps: applications of f; memory grows with it, by everything that f computes.
         tau: damping, in (0, 1].
         remat: keep only the states, and compute each application again in the backward pass

@@ -9,7 +9,6 @@ from mdeq_jax import hardware
 from mdeq_jax.engine import config_lint
 from mdeq_jax.engine.config_lint import unused_settings
 from mdeq_jax.implicit import GRADIENTS
-from mdeq_jax.implicit.equilibrium import OWN_ITERATION as OWN_ITERATIONS
 
 
 def config_with(fields, name="digits"):
@@ -23,10 +22,6 @@ def test_defaults_are_the_configs():
     for name, value in config_lint.DEFAULTS.items():
         part, field = name.split(".")
         assert config[part][field] == value, name
-
-
-def test_iterations_are_the_gradients_own():
-    assert {GRADIENTS[name] for name in config_lint.OWN_ITERATION} == set(OWN_ITERATIONS)
 
 
 @pytest.mark.parametrize("name", ["digits", "camvid_tiny", "imagenet_small_reg", "imagenet_xl"])

@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from mdeq_jax.implicit import GRADIENTS, BackwardStats, reversible, unroll
-from mdeq_jax.models import build_model
+from mdeq_jax.models import ForwardOptions, build_model
 from tests.helpers.cells import BATCH, assert_trees_close, loss, problem, tanh_cell
 
 # Each setting of each gradient, at another value than its default.
@@ -63,7 +63,9 @@ def test_in_the_model_under_pmap(name, config, variables):
     def step(params, images, budget):
         def of(params, stats):
             out = model.apply(
-                {**variables, "params": params}, images, stats=stats, step_budget=budget
+                {**variables, "params": params},
+                images,
+                forward=ForwardOptions(step_budget=budget, backward_stats=stats),
             )
             return jnp.sum(out.logits), out.solution
 
@@ -82,7 +84,7 @@ def test_in_the_model_under_pmap(name, config, variables):
 def test_pmap_computes_what_one_device_does(x64):
     params, x = problem()
     gradients = [
-        name if name in ("ift", "shine") else partial(GRADIENTS[name], **SETTINGS[name])
+        name if name in ("ift", "shine") else partial(GRADIENTS[name].function, **SETTINGS[name])
         for name in SETTINGS
     ]
 

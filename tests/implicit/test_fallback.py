@@ -39,10 +39,11 @@ def scaled_cell(params, z, x):
 
 def gradients(unconverged, scales=SCALES, b_solver=ITERATE, of=scaled_cell):
     """(df/dparams, u) and the statistics of the backward pass."""
-    gradient = partial(ift, b_solver=b_solver, unconverged=unconverged)
+    gradient = partial(ift, unconverged=unconverged)
+    run_loss = partial(loss, of, gradient=gradient, f_solver=ITERATE, b_solver=b_solver)
 
     def run(params, x, stats):
-        return loss(of, params, x, gradient=gradient, f_solver=ITERATE, stats=stats)
+        return run_loss(params, x, backward_stats=stats)
 
     params = {"w": symmetric(), "scale": jnp.asarray(scales)}
     x = jnp.ones((BATCH, SIZE))
@@ -111,10 +112,10 @@ def test_costs_no_product_where_all_converged(rule, x64):
 
 
 def second(rule, params, x):
-    gradient = partial(ift, b_solver=ITERATE, unconverged=rule)
+    gradient = partial(ift, unconverged=rule)
 
     def squares(params, x):
-        of = partial(loss, scaled_cell, gradient=gradient, f_solver=ITERATE)
+        of = partial(loss, scaled_cell, gradient=gradient, f_solver=ITERATE, b_solver=ITERATE)
         return jnp.sum(jnp.sin(jax.grad(of, argnums=1)(params, x)))
 
     return jax.grad(squares)(params, x)["scale"]
@@ -148,8 +149,9 @@ def test_of_refined_shine(x64):
     forward = partial(broyden, max_steps=2, tol=1e-3)
 
     def u(rule):
-        settings = {"refine_steps": 2, "unconverged": rule, "b_solver": ITERATE}
-        of = partial(loss, scaled_cell, gradient=partial(shine, **settings), f_solver=forward)
+        settings = {"refine_steps": 2, "unconverged": rule}
+        run = partial(loss, gradient=partial(shine, **settings), f_solver=forward)
+        of = partial(run, scaled_cell, b_solver=ITERATE)
         return jax.grad(of, argnums=1)(params, x)
 
     kept, damped = u("keep"), u("damped")

@@ -38,7 +38,7 @@ from tests.helpers.cells import (
 @pytest.mark.parametrize("linearize_at", ["z_star", "f_z_star"])
 def test_ift_is_unrolled_autodiff(cell, linearize_at, x64):
     params, x = problem()
-    gradient = partial(ift, b_solver=SOLVE, linearize_at=linearize_at)
+    gradient = partial(ift, linearize_at=linearize_at)
     implicit = jax.jit(jax.grad(partial(loss, cell, gradient=gradient), argnums=(0, 1)))
     unrolled = jax.jit(jax.grad(partial(unrolled_loss, cell), argnums=(0, 1)))
     assert_trees_close(implicit(params, x), unrolled(params, x), rtol=1e-9)
@@ -141,7 +141,7 @@ def test_pmap(x64):
 def test_stats_come_out_as_a_gradient(x64):
     params, x = problem()
     f = partial(loss, tanh_cell)
-    gradient, stats = jax.grad(lambda p, s: f(p, x, stats=s), argnums=(0, 1))(
+    gradient, stats = jax.grad(lambda p, s: f(p, x, backward_stats=s), argnums=(0, 1))(
         params, BackwardStats.zeros(BATCH)
     )
     assert_trees_close(gradient, jax.grad(f)(params, x), rtol=1e-12)

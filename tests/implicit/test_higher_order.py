@@ -39,7 +39,7 @@ def third(of, params, x):
 @pytest.mark.parametrize("linearize_at", ["z_star", "f_z_star"])
 def test_derivatives_of_the_exact_gradient_are_exact(linearize_at, x64):
     params, x = problem()
-    gradient = partial(ift, b_solver=SOLVE, linearize_at=linearize_at)
+    gradient = partial(ift, linearize_at=linearize_at)
 
     @jax.jit
     def both(params, x):

@@ -137,7 +137,7 @@ def test_the_drift_of_rebuilt_states_is_reported():
 
     def of(params, stats, steps, beta):
         gradient = partial(reversible, steps=steps, beta=beta)
-        return loss(tanh_cell, params, x, gradient=gradient, stats=stats)
+        return loss(tanh_cell, params, x, gradient=gradient, backward_stats=stats)
 
     @jax.jit
     def stats_and_gradients(params, stats):

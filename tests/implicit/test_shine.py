@@ -123,12 +123,12 @@ def test_refinement_and_its_statistics(x64):
     params, x = problem()
 
     def gradient_of(gradient, stats):
-        of = lambda p, s: loss(tanh_cell, p, x, stats=s, gradient=gradient)  # noqa: E731
+        of = lambda p, s: loss(tanh_cell, p, x, backward_stats=s, gradient=gradient)  # noqa: E731
         return jax.grad(of, argnums=(0, 1))(params, stats)
 
     @jax.jit
     def run(stats):
-        refined = [partial(shine, refine_steps=n, b_solver=SOLVE) for n in (0, 4, 60)]
+        refined = [partial(shine, refine_steps=n) for n in (0, 4, 60)]
         return [gradient_of(gradient, stats) for gradient in (*refined, "ift")]
 
     *refined, (exact, _) = jax.device_get(run(BackwardStats.zeros(BATCH)))

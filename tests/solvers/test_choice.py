@@ -55,7 +55,7 @@ def test_every_mix_of_solvers_gives_the_closed_form(forward, backward, x64):
                 jnp.zeros((BATCH, SIZE)),
                 f_solver=f_solver,
                 b_solver=b_solver,
-                stats=stats,
+                backward_stats=stats,
             )
             return jnp.sum(z * weights), (z, solution)
 

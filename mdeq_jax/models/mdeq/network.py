@@ -2,36 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit import BackwardStats, equilibrium, jacobian_loss
+from mdeq_jax.implicit import BackwardStats, FixedPointProblem, equilibrium, jacobian_loss
 from mdeq_jax.layers import sample_keys
 from mdeq_jax.models.mdeq.cell import CellInput, MDEQCell, Scales, apply_cell, make_masks
 from mdeq_jax.models.mdeq.heads import Stem
+from mdeq_jax.models.mdeq.validate import check_image_size
+from mdeq_jax.models.output import ForwardOptions, ModelOutput
 from mdeq_jax.solvers import Solution
-from mdeq_jax.tree import ravel_batch
-
-
-class MDEQOutput(NamedTuple):
-    """What a forward pass gives.
-
-    Attributes:
-        logits: `[B, num_classes]`, or `[B, H_0, W_0, num_classes]` for segmentation.
-        z_star: state that the head read, one `[B, H_i, W_i, C_i]` a resolution: one evaluation of
-            the cell past the solver's `solution.z` (`phantom`: its last application).
-        solution: report of the forward solver; None with `plain_layers`.
-        jacobian_loss: scalar; zero unless asked for.
-    """
-
-    logits: jax.Array
-    z_star: Scales
-    solution: Solution | None
-    jacobian_loss: jax.Array
 
 
 class MDEQ(nn.Module):
@@ -61,35 +44,50 @@ class MDEQ(nn.Module):
         *,
         train: bool = False,
         plain_layers: int | None = None,
-        z0: Scales | None = None,
         step_budget: int | jax.Array | None = None,
-        stats: BackwardStats | None = None,
-        with_jacobian: bool | jax.Array = False,
-        first_sample: int | jax.Array = 0,
-    ) -> MDEQOutput:
+        z0: Scales | None = None,
+        forward: ForwardOptions | None = None,
+    ) -> ModelOutput:
         """Runs the network on `[B, H, W, 3]` normalised images.
 
         Args:
             images: float32; H and W divisible by 2^(downsample_times + number of scales - 1).
-            train: batch statistics and dropout (random key "dropout") instead of running ones.
-            plain_layers: apply the cell this often in the place of the solver (pretraining).
+            train: use batch statistics and dropout (random key "dropout") instead of running ones.
+            plain_layers: `forward.pretraining_layers`, set by hand.
+            step_budget: `forward.step_budget`, set by hand.
             z0: start of the solver; zero if None.
-            step_budget: most solver steps; may be traced.
-            stats: see `mdeq_jax.implicit.BackwardStats`.
-            with_jacobian: whether to compute the Jacobian loss (random key "jacobian"); may be
-                traced, then it costs nothing where it is false.
-            first_sample: place of this device's first sample in the global batch. Random numbers
-                are drawn by place, so that they do not depend on how the batch is split.
+            forward: see `ForwardOptions`; None: its defaults.
 
         Raises:
             ValueError: an image size that the scales do not divide, or `plain_layers` below 1.
         """
         check_image_size(images.shape, self.downsample_times, self.cell.spec.num_scales)
-        if plain_layers is not None and plain_layers < 1:
-            raise ValueError(f"plain_layers must be at least 1, or None; got {plain_layers}.")
+        forward = ForwardOptions() if forward is None else forward
+        if plain_layers is not None:
+            forward = forward._replace(pretraining_layers=plain_layers)
+        if step_budget is not None:
+            forward = forward._replace(step_budget=step_budget)
+        layers = forward.pretraining_layers
+        if layers is not None and layers < 1:
+            raise ValueError(f"plain_layers must be at least 1, or None; got {layers}.")
         if self.is_initializing():
-            plain_layers = 1  # every parameter is made outside the equilibrium
+            layers = 1  # every parameter is made outside the equilibrium
 
+        problem = self._problem(images, z0, forward.first_sample, train=train)
+        if layers is None:
+            z, solution = self.solve(
+                problem, step_budget=forward.step_budget, backward_stats=forward.backward_stats
+            )
+            solved = problem.unravel(solution.z)
+        else:
+            solution = None
+            z, _ = lax.scan(lambda z, _: (problem.evaluate(z), None), problem.z0, length=layers)
+            solved = z
+        jacobian = self._jacobian_loss(problem, solved, forward)
+        return ModelOutput(self.read_out(z, train=train), solution, z, jacobian)
+
+    def _problem(self, images, z0, first_sample, *, train: bool) -> FixedPointProblem:
+        """The problem of one forward pass, with dropout masks in training."""
         injection = self.inject(images, train=train)
         weights = self.cell()
         start = self.zero_state(injection) if z0 is None else z0
@@ -97,38 +95,45 @@ class MDEQ(nn.Module):
         if train and self.cell.spec.dropout > 0:
             keys = sample_keys(self.make_rng("dropout"), first_sample, images.shape[0])
             masks = make_masks(keys, self.cell.spec, start)
-        x = CellInput(injection, masks)
         f = partial(apply_cell, self.cell.spec)
+        return FixedPointProblem(f, weights, CellInput(injection, masks), start)
 
-        if plain_layers is None:
-            z, solution = self.solve(f, weights, x, start, step_budget=step_budget, stats=stats)
-            solved = ravel_batch(start)[1](solution.z)
-        else:
-            solution = None
-            z, _ = lax.scan(lambda z, _: (f(weights, z, x), None), start, length=plain_layers)
-            solved = z
-        jacobian = jnp.float32(0)
-        if with_jacobian is not False:
-            keys = sample_keys(self.make_rng("jacobian"), first_sample, images.shape[0])
-            jacobian = lax.cond(
-                with_jacobian,
-                lambda: jacobian_loss(f, weights, x, solved, key=keys).astype(jnp.float32),
-                lambda: jnp.float32(0),
-            )
-        return MDEQOutput(self.read_out(z, train=train), z, solution, jacobian)
+    def _jacobian_loss(self, problem, z, forward: ForwardOptions) -> jax.Array:
+        """The Jacobian loss at `z`, or zero where it is not asked for."""
+        if forward.with_jacobian is False:
+            return jnp.float32(0)
+        batch = z[0].shape[0]
+        keys = sample_keys(self.make_rng("jacobian"), forward.first_sample, batch)
+        return lax.cond(
+            forward.with_jacobian,
+            lambda: jacobian_loss(problem, z=z, key=keys).astype(jnp.float32),
+            lambda: jnp.float32(0),
+        )
 
     @nn.nowrap
-    def solve(self, f, weights, x, z0, *, f_solver=None, step_budget=None, stats=None):
-        """`equilibrium` of the cell with this model's solver (or another) and gradient."""
+    def fixed_point_problem(self, variables: dict, images: jax.Array) -> FixedPointProblem:
+        """The problem that evaluation mode solves for `[B, H, W, 3]` normalised images."""
+        injection = self.apply(variables, images, method="inject")
+        weights = self.apply(variables, method="cell_weights")
+        f = partial(apply_cell, self.cell.spec)
+        return FixedPointProblem(f, weights, CellInput(injection), self.zero_state(injection))
+
+    @nn.nowrap
+    def solve(
+        self,
+        problem: FixedPointProblem,
+        *,
+        f_solver: Callable[..., Solution] | None = None,
+        step_budget: int | jax.Array | None = None,
+        backward_stats: BackwardStats | None = None,
+    ) -> tuple[Scales, Solution]:
+        """`equilibrium` of a problem with this model's gradient and solver (or another)."""
         return equilibrium(
-            f,
-            weights,
-            x,
-            z0,
+            *problem,
             f_solver=f_solver or self.f_solver,
             gradient=self.gradient,
             step_budget=step_budget,
-            stats=stats,
+            backward_stats=backward_stats,
         )
 
     def read_out(self, z: Scales, *, train: bool = False) -> jax.Array:
@@ -151,21 +156,4 @@ class MDEQ(nn.Module):
         return tuple(
             jnp.zeros((batch, height >> i, width >> i, channels), dtype)
             for i, channels in enumerate(self.cell.spec.channels)
-        )
-
-
-def check_image_size(shape, downsample_times: int, num_scales: int) -> None:
-    """Refuses images `[B, H, W, 3]` that cannot be halved as often as the network does.
-
-    Raises:
-        ValueError: as said, or `shape` does not have four entries of which the last is 3.
-    """
-    if len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(f"images must have shape [batch, height, width, 3]; got {tuple(shape)}.")
-    factor = 2 ** (downsample_times + num_scales - 1)
-    if shape[1] % factor or shape[2] % factor:
-        raise ValueError(
-            f"Image height and width must be multiples of {factor} (2^{downsample_times} in the "
-            f"stem, 2^{num_scales - 1} between {num_scales} scales); got {shape[1]}x{shape[2]}. "
-            "Resize or pad the images, or use fewer scales or a smaller downsample_times."
         )

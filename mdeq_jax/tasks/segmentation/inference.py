@@ -5,7 +5,6 @@ Resizing aligns corners both ways, like the network's own, so that nothing shift
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ import numpy as np
 from jax import lax
 
 from mdeq_jax.layers import resize_bilinear, upsample_nearest
-from mdeq_jax.models import CellInput, apply_cell
 from mdeq_jax.solvers import Solution
 from mdeq_jax.solvers.norms import relative, safe_norm
 from mdeq_jax.tree import ravel_batch
@@ -204,13 +202,12 @@ def pixel_residual(
     Returns:
         `[B, h, w]`, h and w those of the padded, scaled image over 2^downsample_times.
     """
-    injection = model.apply(variables, network_input(images, settings), method="inject")
-    weights = model.apply(variables, method="cell_weights")
-    x, start = CellInput(injection), model.zero_state(injection) if z0 is None else z0
-    f = partial(apply_cell, model.cell.spec)
-    _, solution = model.solve(f, weights, x, start)
-    z = ravel_batch(start)[1](solution.z)
-    fz = f(weights, z, x)
+    problem = model.fixed_point_problem(variables, network_input(images, settings))
+    if z0 is not None:
+        problem = problem._replace(z0=z0)
+    _, solution = model.solve(problem)
+    z = problem.unravel(solution.z)
+    fz = problem.evaluate(z)
     squares = sum(
         upsample_nearest(jnp.sum(jnp.square(a - b), axis=-1, keepdims=True), 2**i) / 4**i
         for i, (a, b) in enumerate(zip(fz, z))

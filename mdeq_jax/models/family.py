@@ -1,0 +1,75 @@
+"""A row of the table of model families, and the interface of models with an equilibrium."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+
+from mdeq_jax.implicit import BackwardStats, FixedPointProblem
+from mdeq_jax.solvers import Solution
+from mdeq_jax.tree import PyTree
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def _no_multiple(config: "ConfigDict") -> int:
+    del config
+    return 1
+
+
+class Family(NamedTuple):
+    """How a config becomes a model, and the facts about it that other parts need.
+
+    The model that `build` returns is called as
+    `model.apply(variables, inputs, train=..., forward=ForwardOptions(...))` and returns a
+    `ModelOutput`. A model with an equilibrium is also an `EquilibriumModel`.
+
+    Attributes:
+        build: config to Flax module. The config has passed `validate`.
+        validate: raises a ValueError for settings of the config that cannot work.
+        architecture_fields: fields of `config.model` that the arrays of a checkpoint depend on.
+        ignored_fields: fields of `config.model` that other families read and this one does not.
+        transferable: top-level names in "params" and "batch_stats" that a network for another
+            task may start from (`init.from_checkpoint`).
+        transfer_fields: fields of `config.model` that the transferable part depends on, but not
+            in its shapes.
+        has_equilibrium: whether the model solves for a fixed point. Without one, the settings of
+            solvers, gradient and Jacobian loss have no effect.
+        input_multiple: config to the number that the sides of an input must be multiples of.
+    """
+
+    build: Callable[["ConfigDict"], nn.Module]
+    validate: Callable[["ConfigDict"], None]
+    architecture_fields: tuple[str, ...]
+    ignored_fields: tuple[str, ...] = ()
+    transferable: tuple[str, ...] = ()
+    transfer_fields: tuple[str, ...] = ()
+    has_equilibrium: bool = True
+    input_multiple: Callable[["ConfigDict"], int] = _no_multiple
+
+
+class EquilibriumModel(Protocol):
+    """What a Flax module offers whose output is read from a fixed point."""
+
+    gradient: Callable[..., PyTree]
+
+    def fixed_point_problem(self, variables: dict, inputs: Any) -> FixedPointProblem:
+        """The problem that the model solves in evaluation mode; no dropout."""
+        ...
+
+    def solve(
+        self,
+        problem: FixedPointProblem,
+        *,
+        f_solver: Callable[..., Solution] | None = None,
+        step_budget: int | jax.Array | None = None,
+        backward_stats: BackwardStats | None = None,
+    ) -> tuple[PyTree, Solution]:
+        """`equilibrium` of a problem, with the model's gradient and solver (or another)."""
+        ...
+
+    def read_out(self, z: PyTree, *, train: bool = False) -> Any:
+        """The output at a state: `model.apply(variables, z, method="read_out")`."""
+        ...
