@@ -18,14 +18,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mdeq_jax.data import Prefetcher, TrainLoader, load_dataset
-from mdeq_jax.data.vision import augment, images
+from mdeq_jax.data.vision import augment, decoding
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 _STAGES = {
-    "header": (images, "read_header"),
-    "decode": (images, "decode_rgb"),
-    "decode label": (images, "decode_label_map"),
+    "header": (decoding, "read_header"),
+    "decode": (decoding, "decode_rgb"),
+    "decode label": (decoding, "decode_label_map"),
     "resize": (augment, "resize"),
     "resize pair": (augment, "resize_pair"),
     "crop and flip": (augment, "shift_and_flip"),
@@ -66,7 +66,7 @@ def measure_stages(dataset, num_examples: int, batch_size: int) -> dict:
     """Makes batches in this process, on one core.
 
     Returns:
-      "examples": how many; "examples_per_second_per_core"; "shares": {stage: of the time}.
+        "examples": how many; "examples_per_second_per_core"; "shares": {stage: of the time}.
     """
     order = np.random.default_rng(0).permutation(dataset.num_train)[:num_examples]
     batches = np.split(order, range(batch_size, len(order), batch_size))
@@ -88,7 +88,7 @@ def measure_loader(loader, num_batches: int, batch_size: int, step_s: float) -> 
     """Lets a consumer that takes `step_s` a batch run against the loader.
 
     Returns:
-      "examples_per_second"; "waited_s_per_step"; "waited_share" of the time; "first_batch_s".
+        "examples_per_second"; "waited_s_per_step"; "waited_share" of the time; "first_batch_s".
     """
     start = time.perf_counter()
     with Prefetcher(loader, lambda batch: batch) as prefetcher:
@@ -133,7 +133,7 @@ def compare_with_pillow(split, num_examples: int) -> dict:
     """Times both transforms, image by image in turn, so that other load meets both alike.
 
     Returns:
-      Images a second a core of both, and their ratio.
+        Images a second a core of both, and their ratio.
     """
     transform, seconds = split.transform, collections.Counter()
     if not isinstance(transform, ClassificationTransform):

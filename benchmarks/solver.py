@@ -115,7 +115,8 @@ def step_parts(program: dict, entry: str) -> dict[str, set[str]]:
     """What the kernels of a training step are for.
 
     Args:
-        program, entry: the compiled step, by `hlo.computations`.
+        program: the computations of the compiled step, from `hlo.computations`.
+        entry: name of its entry computation.
 
     Returns:
         Names of instructions. "forward" and "backward": of the two solves, without the cell.

@@ -19,7 +19,8 @@ def forced(config, *, precision=None, forward_steps=None, backward_steps=None):
     Args:
         config: a config of `configs/`.
         precision: "float32" or "bfloat16"; None: as it is.
-        forward_steps, backward_steps: solver steps; None: `max_steps` of the config.
+        forward_steps: forward solver steps; None: `max_steps` of the config.
+        backward_steps: backward solver steps; None: `max_steps` of the config.
     """
     config = config.copy_and_resolve_references()
     forward, backward = config.solver.forward, config.solver.backward

@@ -1,22 +1,32 @@
-"""What a data set is to the loaders: names and sizes, and two splits that make batches."""
+"""The interface between data sets and loaders: two splits that make batches, and their metadata."""
 
 import dataclasses
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 IGNORE_LABEL = 255  # of a pixel that neither the loss nor a metric counts
 
 # First entry of each generator's seed: the order and the transforms draw from separate streams.
 ORDER_STREAM, TRANSFORM_STREAM = 1, 2
 
+# Fields of `config.data` that only some data sets have.
+OPTIONAL_FIELDS = (
+    "base_size",
+    "convert_to_rgb",
+    "eval_image_size",
+    "eval_split",
+    "scale_factor",
+)
+
 
 class Skipped(NamedTuple):
-    """An example of a batch that could not be used, where the config says to skip those.
+    """An example of a batch that could not be used and was skipped, as the config asks.
 
     Attributes:
-      position: in the batch; another example stands there.
-      error: what is wrong with it, naming the file.
+        position: its row in the batch, which holds another example instead.
+        error: why it cannot be used, with the name of the file.
     """
 
     position: int
@@ -27,7 +37,7 @@ class Split(Protocol):
     """One split of a data set.
 
     Attributes:
-      in_memory: a batch is cheap to make, so that worker processes would only slow it down.
+        in_memory: a batch is cheap to make, so worker processes would only slow it down.
     """
 
     in_memory: bool
@@ -37,10 +47,17 @@ class Split(Protocol):
     def make_batch(
         self, indices: np.ndarray, key: tuple[int, int]
     ) -> tuple[dict[str, np.ndarray], list[Skipped]]:
-        """Returns the examples `indices` [B], transformed and normalised, and what was skipped.
+        """Returns a batch of examples, transformed and normalised, and the skipped ones.
 
-        `key` is (seed, epoch). What is random about example i depends on (seed, epoch, i) alone:
-        not on the batch that it is in, nor on the process that makes it.
+        The randomness of example i depends on (seed, epoch, i) alone. It depends neither on the
+        other examples of the batch nor on the process that makes it.
+
+        Args:
+            indices: `[B]`, of the examples.
+            key: (seed, epoch).
+
+        Returns:
+            {name: `[B, ...]`}, and the examples that were skipped.
         """
         ...
 
@@ -50,24 +67,25 @@ class Dataset:
     """A data set with its training and its evaluation split.
 
     Attributes:
-      name: as in `config.data.name`.
-      task: "classification" (labels [B]) or "segmentation" (labels [B, H, W]).
-      class_names: one name a class, in the order of the labels.
-      image_size: height and width of a training image.
-      train: the split that `TrainLoader` reads.
-      eval: the split that `EvalLoader` reads.
-      mean: of the pixels in [0, 1] that was subtracted, RGB.
-      std: of the pixels in [0, 1] that was divided by, RGB.
+        name: as in `config.data.name`.
+        task: name of the task that its batches are for, e.g. "classification" (labels `[B]`) or
+            "segmentation" (labels `[B, H, W]`).
+        train: the split that `TrainLoader` reads.
+        eval: the split that `EvalLoader` reads.
+        class_names: names of the classes, in the order of the labels; empty without classes.
+        image_size: height and width of a training image; None without images.
+        mean: RGB, subtracted from pixels in [0, 1]; None without images.
+        std: RGB, divides pixels in [0, 1]; None without images.
     """
 
     name: str
     task: str
-    class_names: tuple[str, ...]
-    image_size: tuple[int, int]
     train: Split
     eval: Split
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    class_names: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -83,3 +101,21 @@ class Dataset:
     def num_eval(self) -> int:
         """Number of evaluation examples."""
         return len(self.eval)
+
+
+def check_optional_fields(config: ConfigDict, supported: tuple[str, ...] = ()) -> None:
+    """Refuses a setting that has no effect on the data set.
+
+    Args:
+        config: `config.data`.
+        supported: those of `OPTIONAL_FIELDS` that the data set `config.name` reads.
+
+    Raises:
+        ValueError: another one of them is set.
+    """
+    for field in OPTIONAL_FIELDS:
+        if config[field] and field not in supported:
+            raise ValueError(
+                f"config.data.{field} is {config[field]!r}, but {config.name} does not have this "
+                f"field: leave it unset. (It has {', '.join(supported) or 'no optional fields'}.)"
+            )

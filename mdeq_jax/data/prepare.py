@@ -1,11 +1,11 @@
-"""Downloads data sets and writes them as array_record, once, by TensorFlow Datasets.
+"""Downloads data sets with TensorFlow Datasets (TFDS) and writes them as array_record.
 
     pip install "mdeq_jax[prepare]"
     python -m mdeq_jax.data.prepare --dataset=cifar10 --data_dir=/data/tfds
 
-ImageNet and Cityscapes must be fetched by hand; without their files the command says which, and
-where to put them. `--convert_to=DIR` rewrites a set that was prepared as tfrecord. `camvid` and
-`image_folder`, and Cityscapes' official folders, are read as they are.
+ImageNet and Cityscapes must be downloaded by hand. Without their files, the command reports which
+files it needs and where to put them. `--convert_to=DIR` rewrites a data set that was prepared as
+tfrecord. `camvid`, `image_folder` and Cityscapes' official folders need no preparation.
 """
 
 import json
@@ -20,13 +20,19 @@ from mdeq_jax.data.sets import cityscapes
 from mdeq_jax.data.vision import tfds_records
 
 _NO_TENSORFLOW = (
-    "Preparing a data set needs TensorFlow, reading it afterwards does not: "
+    "Preparing a data set needs TensorFlow; reading it afterwards does not: "
     'pip install "mdeq_jax[prepare]" ({error}).'
 )
 
 
 class Manual(NamedTuple):
-    """What has to be fetched by hand: where from, and which files."""
+    """Files that must be downloaded by hand.
+
+    Attributes:
+        page: where to download them.
+        files: their names.
+        note: appended to the error about missing files.
+    """
 
     page: str
     files: tuple[str, ...]
@@ -52,7 +58,7 @@ MANUAL = {
 
 
 def check_manual(dataset: str, manual_dir: pathlib.Path) -> None:
-    """Raises FileNotFoundError that says which files to fetch by hand and where to put them."""
+    """Raises FileNotFoundError with the files to download by hand and the folder for them."""
     if dataset not in MANUAL:
         return
     manual = MANUAL[dataset]
@@ -68,7 +74,7 @@ def check_manual(dataset: str, manual_dir: pathlib.Path) -> None:
 def prepare(dataset: str, data_dir: str, manual_dir: pathlib.Path) -> None:
     """Downloads a data set and writes it to DATA_DIR/NAME/VERSION as array_record."""
     check_manual(dataset, manual_dir)
-    import tensorflow  # noqa: F401  (first, so that its absence is not reported by another name)
+    import tensorflow  # noqa: F401  (first, so the error names TensorFlow if it is missing)
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(TFDS_NAMES[dataset], data_dir=data_dir, file_format="array_record")
@@ -78,20 +84,20 @@ def prepare(dataset: str, data_dir: str, manual_dir: pathlib.Path) -> None:
 
 
 def convert(dataset: str, data_dir: str, output_dir: str) -> pathlib.Path:
-    """Rewrites a set that was prepared as tfrecord as array_record.
+    """Rewrites a data set that was prepared as tfrecord as array_record.
 
     Args:
-      dataset: a key of `TFDS_NAMES`.
-      data_dir: holds the set as tfrecord; it is left as it is.
-      output_dir: where the same version is written as array_record.
+        dataset: a key of `TFDS_NAMES`.
+        data_dir: holds the data set as tfrecord; it is not changed.
+        output_dir: receives the same version as array_record.
 
     Returns:
-      The folder of the new version.
+        The folder of the new version.
 
     Raises:
-      FileNotFoundError: `data_dir` does not hold the set.
-      ValueError: it is not tfrecord.
-      FileExistsError: `output_dir` already holds that version.
+        FileNotFoundError: `data_dir` does not hold the data set.
+        ValueError: the data set is not tfrecord.
+        FileExistsError: `output_dir` already holds that version.
     """
     name = TFDS_NAMES[dataset]
     version = tfds_records.find_version(data_dir, name)
@@ -106,7 +112,7 @@ def convert(dataset: str, data_dir: str, output_dir: str) -> pathlib.Path:
     import tensorflow as tf
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # Renamed when it is whole, so that a conversion that was stopped is not taken for a data set.
+    # Renamed when complete, so an interrupted conversion is not mistaken for a data set.
     partial = output.with_name(output.name + ".incomplete")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -148,9 +154,9 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     _DATASET = flags.DEFINE_enum("dataset", None, sorted(TFDS_NAMES), "The data set.")
-    _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that is to hold NAME/VERSION.")
+    _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder in which NAME/VERSION is written.")
     _MANUAL_DIR = flags.DEFINE_string(
-        "manual_dir", None, "Files fetched by hand. Default: DATA_DIR/downloads/manual."
+        "manual_dir", None, "Files downloaded by hand. Default: DATA_DIR/downloads/manual."
     )
     _CONVERT_TO = flags.DEFINE_string(
         "convert_to", None, "Convert DATA_DIR's tfrecord to array_record in this folder instead."

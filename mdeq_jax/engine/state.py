@@ -14,13 +14,15 @@ OPTIMIZERS = ("adam", "sgd")
 
 @flax.struct.dataclass
 class TrainState:
-    """Attributes:
-    step: int32, steps done, skipped ones included.
-    params: parameters of the network.
-    batch_stats: running statistics of its batch norms.
-    opt_state: of the optimiser.
-    average: moving average of "params" and "batch_stats"; empty if there is none.
-    skipped_in_a_row: int32, updates left out since the last one that was made.
+    """What a training step reads and returns.
+
+    Attributes:
+        step: int32, steps done, skipped ones included.
+        params: parameters of the network.
+        batch_stats: running statistics of its batch norms.
+        opt_state: of the optimiser.
+        average: moving average of "params" and "batch_stats"; empty if there is none.
+        skipped_in_a_row: int32, updates left out since the last one that was made.
     """
 
     step: jax.Array

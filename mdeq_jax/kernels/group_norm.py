@@ -182,11 +182,15 @@ def pull_back(
 
     Args:
         u: `[B, H, W, C]`.
-        x, affine, residual, num_groups, relu: as `normalize` had them.
+        x: `[B, H, W, C]`, the input of `normalize`.
+        affine: its scale and bias, or None.
+        residual: `[B, H, W, C]` that it added, or None.
         statistics: that it returned.
+        num_groups: its number of groups.
+        relu: whether it applied a ReLU.
 
     Returns:
-        What is like x, affine and residual.
+        The products with respect to x, affine and residual, each like its argument.
     """
     call = _Call(x, num_groups)
     sums = jax.ShapeDtypeStruct((x.shape[0], 2, *call.shape[2:]), call.dtype)

@@ -1,17 +1,14 @@
-"""Importing is quick, and neither training nor evaluation imports TensorFlow."""
+"""Importing loads no heavy library, and neither training nor evaluation imports TensorFlow."""
 
 import os
 import subprocess
 import sys
 
 SCRIPT = """
-import sys, time
-start = time.perf_counter()
+import sys
 import mdeq_jax, mdeq_jax.data
-seconds = time.perf_counter() - start
 heavy = {"cv2", "grain", "jax", "sklearn", "tensorflow_datasets"} & sys.modules.keys()
 assert not heavy, f"import mdeq_jax.data imports {heavy}"
-assert seconds < 3, f"import mdeq_jax.data took {seconds:.1f} s"
 
 from configs import default
 from mdeq_jax.data import EvalLoader, TrainLoader, load_dataset

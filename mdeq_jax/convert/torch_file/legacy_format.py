@@ -25,11 +25,11 @@ def read_legacy(file: io.FileIO, file_size: int) -> object:
     """Reads a file of the older form, open at its beginning.
 
     Returns:
-      The saved object, with numpy arrays for tensors.
+        The saved object, with numpy arrays for tensors.
 
     Raises:
-      WeightsFileError: the file is refused or is not what `torch.save` writes.
-      Exception: whatever `pickletools` raises on a damaged file.
+        WeightsFileError: the file is refused or is not what `torch.save` writes.
+        Exception: whatever `pickletools` raises on a damaged file.
     """
     file = io.BufferedReader(file)
     _check_magic_number(file)

@@ -44,17 +44,17 @@ def read_pickle(
     """Reads the pickle at the start of `data`.
 
     Args:
-      data: bytes that begin with a pickle; what follows it is not looked at.
-      allowed_globals: (module, name) -> what stands for that global. Only an `AllowedCall` can be
-        called.
-      persistent_load: turns a persistent id into an object; None refuses persistent ids.
+        data: bytes that begin with a pickle; what follows it is not looked at.
+        allowed_globals: (module, name) -> what stands for that global. Only an `AllowedCall` can be
+            called.
+        persistent_load: turns a persistent id into an object; None refuses persistent ids.
 
     Returns:
-      The object, and the number of bytes its pickle takes.
+        The object, and the number of bytes its pickle takes.
 
     Raises:
-      WeightsFileError: the pickle names a global off the list, or is not well formed.
-      ValueError: `pickletools` could not decode an opcode or its argument.
+        WeightsFileError: the pickle names a global off the list, or is not well formed.
+        ValueError: `pickletools` could not decode an opcode or its argument.
     """
     machine = _Machine(allowed_globals, persistent_load)
     for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):

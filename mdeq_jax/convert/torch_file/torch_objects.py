@@ -48,7 +48,7 @@ class StorageTable:
     the size of the file they are to be read from.
 
     Attributes:
-      storages: the key of each storage in the file -> `Storage`.
+        storages: the key of each storage in the file -> `Storage`.
     """
 
     def __init__(self, file_size: int):
@@ -131,12 +131,12 @@ def rebuild_tensor(storage: Storage, offset: int, size, stride) -> np.ndarray:
     """A view of `storage`, with torch's offset, size and stride, all in elements.
 
     Returns:
-      An array of shape `size` that shares memory with the other tensors of the storage. It is
-      read-only if elements are repeated (`tensor.expand`).
+        An array of shape `size` that shares memory with the other tensors of the storage. It is
+        read-only if elements are repeated (`tensor.expand`).
 
     Raises:
-      WeightsFileError: a value is negative or of a wrong type, or an element lies outside the
-        storage.
+        WeightsFileError: a value is negative or of a wrong type, or an element lies outside the
+            storage.
     """
     if not isinstance(storage, Storage):
         raise WeightsFileError("damaged pickle: a tensor has no storage")

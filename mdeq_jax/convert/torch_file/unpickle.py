@@ -29,13 +29,13 @@ def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     are, prefixes included. Files that could run code are refused.
 
     Returns:
-      {name: array}, in the order of the file, in PyTorch's layout (convolutions
-      [out, in, kh, kw]) and in the type of the file: float16, bfloat16 (of `ml_dtypes`), float32,
-      float64, int8 to int64, uint8 or bool. Tensors that shared memory in torch share it here.
+        {name: array}, in the order of the file, in PyTorch's layout (convolutions
+        [out, in, kh, kw]) and in the type of the file: float16, bfloat16 (of `ml_dtypes`), float32,
+        float64, int8 to int64, uint8 or bool. Tensors that shared memory in torch share it here.
 
     Raises:
-      WeightsFileError: the file cannot be read, is damaged or refused, holds no state dict or two,
-        or has an entry in its state dict that is not a tensor (all such entries are listed).
+        WeightsFileError: the file cannot be read, is damaged or is refused. It holds no state dict
+            or two, or a state dict with entries that are not tensors (all of them are listed).
     """
     saved = load_torch_object(path)
     try:
@@ -48,12 +48,12 @@ def load_torch_object(path: str | os.PathLike) -> object:
     """Reads everything in a PyTorch file: what `torch.load` returns, with arrays for tensors.
 
     Returns:
-      A tree of dicts, lists, tuples and sets of numpy arrays, numbers, strings, bytes and None; at
-      most 50 levels deep and without cycles, so that a plain recursion over it ends. Parameters
-      are arrays, a `torch.Size` is a tuple, and attributes of an OrderedDict are dropped.
+        A tree of dicts, lists, tuples and sets of numpy arrays, numbers, strings, bytes and None.
+        It is at most 50 levels deep and has no cycles, so a recursion over it ends. Parameters are
+        arrays, a `torch.Size` is a tuple, and the attributes of an OrderedDict are dropped.
 
     Raises:
-      WeightsFileError: the file cannot be read, is damaged, or names a global off the list.
+        WeightsFileError: the file cannot be read, is damaged, or names a global off the list.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):

@@ -39,11 +39,11 @@ def read_zip(file: io.FileIO, file_size: int) -> object:
     """Reads a file of the zip form, open for reading.
 
     Returns:
-      The saved object, with numpy arrays for tensors.
+        The saved object, with numpy arrays for tensors.
 
     Raises:
-      WeightsFileError: the file is refused or is not what `torch.save` writes.
-      Exception: whatever `zipfile` or `pickletools` raise on a damaged file.
+        WeightsFileError: the file is refused or is not what `torch.save` writes.
+        Exception: whatever `zipfile` or `pickletools` raise on a damaged file.
     """
     with zipfile.ZipFile(_BoundedReads(file)) as archive:
         members = _checked_members(archive, file_size)

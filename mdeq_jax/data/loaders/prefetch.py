@@ -1,30 +1,43 @@
-"""A thread that makes the next batches, and puts them on the devices, while a step runs."""
+"""A thread that makes the next batches and puts them on the devices while a step runs."""
 
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import numpy as np
 
 
 class Prefetcher:
-    """Iterates over `(place(batch), state)`, `size` batches ahead of the consumer.
+    """Iterates over `(to_devices(batch), state)`, `size` batches ahead of the consumer.
 
-    `state` is the loader's state after that batch, so that a checkpoint written after a step says
-    where the step was, not how far ahead this thread is; None for a loader without `get_state`.
-    What the loader or `place` raises is raised by `next`.
+    `state` is the loader's state after that batch. A checkpoint that stores it resumes after the
+    step that was made, however far ahead this thread is. It is None for a loader without
+    `get_state`.
 
-    Use it as a context manager, or call `close`.
+    `next` raises what the loader or `to_devices` raised. Use a Prefetcher as a context manager, or
+    call `close`.
 
     Attributes:
-      waited_s: seconds that the consumer has waited in `next`.
+        waited_s: seconds that the consumer has waited in `next`.
     """
 
-    def __init__(self, loader, place, size: int = 2):
+    def __init__(
+        self,
+        loader: Iterable[dict[str, np.ndarray]],
+        to_devices: Callable[[dict[str, np.ndarray]], Any],
+        size: int = 2,
+    ):
         """Starts the thread.
 
         Args:
-          loader: an iterable of batches; finite or not.
-          place: batch -> what the consumer gets: shards it, puts it on the devices.
-          size: number of batches that wait ready.
+            loader: an iterable of batches, finite or not.
+            to_devices: batch -> what the consumer gets, e.g. the batch split over the devices.
+            size: number of batches that are kept ready.
+
+        Raises:
+            ValueError: `size` is under 1.
         """
         if size < 1:
             raise ValueError(f"size is {size}, but at least 1 batch must fit.")
@@ -33,15 +46,15 @@ class Prefetcher:
         self._stop = threading.Event()
         self._ended = None  # the exception that `next` raises from now on
         self._thread = threading.Thread(
-            target=self._fill, args=(loader, place), name="prefetch", daemon=True
+            target=self._fill, args=(loader, to_devices), name="prefetch", daemon=True
         )
         self._thread.start()
 
-    def _fill(self, loader, place):
+    def _fill(self, loader, to_devices):
         get_state = loader.get_state if hasattr(loader, "get_state") else lambda: None
         try:
             for batch in loader:
-                if not self._put((place(batch), get_state())):
+                if not self._put((to_devices(batch), get_state())):
                     return
             self._put(StopIteration())
         except BaseException as error:
@@ -56,10 +69,10 @@ class Prefetcher:
                 continue
         return False
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
+    def __next__(self) -> tuple[Any, dict | None]:
         if self._stop.is_set():
             raise ValueError("next() of a Prefetcher that is closed.")
         if self._ended is None:
@@ -72,11 +85,11 @@ class Prefetcher:
         raise self._ended
 
     def close(self) -> None:
-        """Ends the thread; may be called again."""
+        """Ends the thread. Calling it again has no effect."""
         self._stop.set()
         self._thread.join(timeout=30.0)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_):

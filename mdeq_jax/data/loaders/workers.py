@@ -1,41 +1,65 @@
-"""Runs a function of the step number in worker processes, in order, by Grain."""
+"""Runs a function of the step number in worker processes, in order, with Grain."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 import numpy as np
+from absl import logging
+
+from mdeq_jax.data.dataset import Split
 
 Extra = TypeVar("Extra")
 _DIED = (
-    "A data worker ended before its time. Exit code -9: killed, most often for want of memory: "
+    "A data worker ended early. Exit code -9: it was killed, usually because memory ran out: "
     "lower config.data.num_workers. Exit code -7: shared memory is full: give the container more "
     "(docker run --shm-size=8g). config.data.num_workers=0 makes the batches in this process."
 )
+
+
+def usable_workers(num_workers: int, split: Split, name: str) -> int:
+    """Returns the number of worker processes to start for a split: 0 if it is in memory.
+
+    Args:
+        num_workers: `config.data.num_workers`.
+        split: whose batches are made.
+        name: of the data set, for the log.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if num_workers < 0:
+        raise ValueError(
+            f"config.data.num_workers is {num_workers}, but must be 0 (this process) or more."
+        )
+    if split.in_memory and num_workers:
+        logging.info("%s is held in memory: its batches need no worker processes.", name)
+        return 0
+    return num_workers
 
 
 def _init_worker(index: int, count: int) -> None:
     del index, count
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which ends the workers
-    cv2.setNumThreads(0)  # there are as many workers as there are cores to use
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training loop handles Ctrl-C
+    cv2.setNumThreads(0)  # one thread a worker: the workers already use the cores
 
 
 def map_steps(
     make: Callable[[int], tuple[dict[str, np.ndarray], Extra]], steps: range, num_workers: int
-) -> Iterator[tuple[dict[str, np.ndarray], Extra]]:
+) -> Generator[tuple[dict[str, np.ndarray], Extra]]:
     """Yields `make(step)` for each step, in order.
 
     Args:
-      make: step -> (batch, anything else); picklable where `num_workers` > 0.
-      steps: consecutive numbers.
-      num_workers: processes that share the steps; 0 calls `make` here. What is yielded does not
-        depend on it.
+        make: step -> (batch, anything else); picklable if `num_workers` > 0.
+        steps: consecutive numbers.
+        num_workers: processes that share the steps; 0 calls `make` in this process. The results do
+            not depend on it.
 
     Raises:
-      RuntimeError: a worker died.
-      Exception: what `make` raised in a worker.
+        RuntimeError: a worker died.
+        Exception: whatever `make` raised in a worker.
     """
     if num_workers == 0:
         yield from map(make, steps)
@@ -43,7 +67,7 @@ def map_steps(
     import grain
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():  # Grain reads its flags, also where no absl app runs
+    if not flags.FLAGS.is_parsed():  # Grain reads its flags, even outside an absl app
         flags.FLAGS.mark_as_parsed()
     dataset = (
         grain.MapDataset.range(steps.start, steps.stop)
@@ -58,7 +82,7 @@ def map_steps(
     iterator = iter(dataset)
     try:
         for batch, extra in iterator:
-            # The arrays lie in shared memory, which is to be free again soon.
+            # Copied, because the arrays lie in shared memory that the workers reuse.
             yield {name: np.array(array, subok=False) for name, array in batch.items()}, extra
     except RuntimeError as error:
         error.add_note(_DIED)

@@ -1,1 +1,1 @@
-"""The data sets, one a file; each has `load(config) -> Dataset`."""
+"""The data sets, one per file. Each file has `load(config.data) -> Dataset`."""

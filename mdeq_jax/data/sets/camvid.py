@@ -3,14 +3,21 @@
 G. Brostow et al., Semantic Object Classes in Video, 2009; the split of SegNet (1511.00561).
 """
 
-from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
+from ml_collections import ConfigDict
+
+from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.files import list_images, pair_reader, require_folders
 from mdeq_jax.data.vision.label_classes import LabelClass, evaluated, train_ids
-from mdeq_jax.data.vision.transforms import SegmentationTransform, label_table
+from mdeq_jax.data.vision.transforms import (
+    SEGMENTATION_FIELDS,
+    SegmentationTransform,
+    label_table,
+    training_image_size,
+)
 
-# Names and ids of the 12-label maps that came with SegNet; CamVid's own colours of the labels that
-# these come from. The 11 classes have no categories of their own: these are Cityscapes'.
+# Names and ids of the 12-label maps published with SegNet. Colours are CamVid's, of the labels that
+# they merge. CamVid has no categories, so these are Cityscapes'.
 LABELS = (
     LabelClass(0, "sky", (128, 128, 128), "sky"),
     LabelClass(1, "building", (128, 0, 0), "construction"),
@@ -26,23 +33,24 @@ LABELS = (
     LabelClass(11, "void", (0, 0, 0), "void", ignored=True),
 )
 CLASSES = evaluated(LABELS)
-VOID = 11  # in the files; `IGNORE_LABEL` in a batch
+VOID = 11  # in the files; a batch has `IGNORE_LABEL` instead
 BASE_SIZE = 480
 
 
-def load(config) -> Dataset:
+def load(config: ConfigDict) -> Dataset:
     """Returns CamVid from SPLIT/NAME.jpg (or .png) and SPLITannot/NAME.png.
 
     Label 11 of the files, "void", becomes `IGNORE_LABEL`.
 
     Args:
-      config: `config.data`. `eval_split` is "val" (if None) or "test", which papers report;
-        `eval_image_size` (384, 480) makes whole images divisible by 32.
+        config: `config.data`. `eval_split` is "val" (also if None) or "test", which papers report.
+            `eval_image_size` (384, 480) pads whole images to multiples of 32.
 
     Raises:
-      FileNotFoundError: a folder is missing, or (unless `on_error="skip"`) an image's label map.
-      ValueError: an unknown `eval_split`.
+        FileNotFoundError: a folder is missing, or (unless `on_error="skip"`) a label map.
+        ValueError: an unknown `eval_split`.
     """
+    check_optional_fields(config, (*SEGMENTATION_FIELDS, "eval_split"))
     eval_split = config.eval_split or "val"
     if eval_split not in ("val", "test"):
         raise ValueError(f"config.data.eval_split is {eval_split!r}, but must be 'val' or 'test'.")
@@ -63,7 +71,7 @@ def load(config) -> Dataset:
         name="camvid",
         task="segmentation",
         class_names=tuple(c.name for c in CLASSES),
-        image_size=tuple(config.image_size),
+        image_size=training_image_size(config),
         train=split("train", train=True),
         eval=split(eval_split, train=False),
         mean=IMAGENET_MEAN,

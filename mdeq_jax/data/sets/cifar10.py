@@ -5,9 +5,10 @@ A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
-from mdeq_jax.data.dataset import Dataset
-from mdeq_jax.data.vision import images, tfds_records
+from mdeq_jax.data.dataset import Dataset, check_optional_fields
+from mdeq_jax.data.vision import decoding, tfds_records
 from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -15,13 +16,15 @@ STD = (0.2023, 0.1994, 0.2010)
 SIZE = (32, 32)
 
 
-def load(config) -> Dataset:
+def load(config: ConfigDict) -> Dataset:
     """Returns CIFAR-10, decoded into memory (a few seconds, 184 MB).
 
     Args:
-      config: `config.data`. `augment`: crops of 32x32 from the image padded with 4 black pixels,
-        mirrored with probability 1/2; the originals train all but the TINY model with it.
+        config: `config.data`. `augment` pads a training image with 4 black pixels, cuts out 32x32
+            at random and mirrors it with probability 1/2. The original trains all its models with
+            it, except TINY.
     """
+    check_optional_fields(config)
     size = check_image_size("cifar10", config.image_size, SIZE)
     train_images, train_labels, names = _decode(config, "train")
     eval_images, eval_labels, _ = _decode(config, "test")
@@ -52,9 +55,9 @@ def _decode(config, split):
     kept = 0
     for record in reader:
         try:
-            images.check_rgb(images.read_header(record.image, record.path), record.path)
-            pixels[kept] = images.decode_rgb(record.image, record.path)
-        except images.ExampleError as error:
+            decoding.check_rgb(decoding.read_header(record.image, record.path), record.path)
+            pixels[kept] = decoding.decode_rgb(record.image, record.path)
+        except decoding.ExampleError as error:
             if config.on_error != "skip":
                 raise
             logging.warning("cifar10 (%s): skipped an example: %s", split, error)

@@ -5,19 +5,26 @@ M. Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding,
 
 import pathlib
 
-from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset
+from ml_collections import ConfigDict
+
+from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields
 from mdeq_jax.data.vision import tfds_records
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.files import list_images, pair_reader, require_folders
 from mdeq_jax.data.vision.label_classes import LabelClass, evaluated, train_ids
-from mdeq_jax.data.vision.transforms import SegmentationTransform, label_table
+from mdeq_jax.data.vision.transforms import (
+    SEGMENTATION_FIELDS,
+    SegmentationTransform,
+    label_table,
+    training_image_size,
+)
 
 BASE_SIZE = 2048
 TFDS_NAME = "cityscapes/semantic_segmentation"
 
 
-# All labels of the data set (cityscapesScripts, helpers/labels.py); the benchmark evaluates those
-# that are not ignored. The licence plate, -1, is 255 in the 8 bits of a PNG.
+# All labels of the data set (cityscapesScripts, helpers/labels.py). The benchmark evaluates those
+# that are not ignored. The licence plate, -1, is stored as 255 in an 8-bit PNG.
 LABELS = (
     LabelClass(0, "unlabeled", (0, 0, 0), "void", ignored=True),
     LabelClass(1, "ego vehicle", (0, 0, 0), "void", ignored=True),
@@ -58,26 +65,29 @@ LABELS = (
 CLASSES = evaluated(LABELS)
 TRAIN_IDS = train_ids(LABELS, IGNORE_LABEL)
 
-# Weights of the 19 classes in the loss, as HRNet and the original MDEQ train with.
+# Weights of the 19 classes in the loss of HRNet and of the original MDEQ.
 CLASS_WEIGHTS = (
     *(0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023),
     *(0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507),
 )
 
 
-def load(config) -> Dataset:
-    """Returns Cityscapes, from the official folders or as TFDS has prepared it.
+def load(config: ConfigDict) -> Dataset:
+    """Returns Cityscapes, from the official folders or from a data set prepared by TFDS.
 
-    Official: DIR/leftImg8bit/SPLIT/CITY/X_leftImg8bit.png with DIR/gtFine/SPLIT/CITY/
-    X_gtFine_labelIds.png. TFDS: DIR/cityscapes/semantic_segmentation/VERSION. Label ids become the
-    19 train ids; all others, `IGNORE_LABEL`.
+    The official layout is DIR/leftImg8bit/SPLIT/CITY/X_leftImg8bit.png with
+    DIR/gtFine/SPLIT/CITY/X_gtFine_labelIds.png; that of TFDS is
+    DIR/cityscapes/semantic_segmentation/VERSION. The ids of the 19 evaluated classes become their
+    train ids, and all others become `IGNORE_LABEL`.
 
     Args:
-      config: `config.data`; DIR is `data_dir`.
+        config: `config.data`; DIR is `data_dir`.
 
     Raises:
-      FileNotFoundError: neither is there, or (unless `on_error="skip"`) a label map is missing.
+        FileNotFoundError: neither layout is found, or (unless `on_error="skip"`) a label map is
+            missing.
     """
+    check_optional_fields(config, SEGMENTATION_FIELDS)
     table = label_table(TRAIN_IDS)
     official = (pathlib.Path(config.data_dir) / "leftImg8bit").is_dir()
     readers = _official_readers(config) if official else _tfds_readers(config)
@@ -90,7 +100,7 @@ def load(config) -> Dataset:
         name="cityscapes",
         task="segmentation",
         class_names=tuple(c.name for c in CLASSES),
-        image_size=tuple(config.image_size),
+        image_size=training_image_size(config),
         train=split(readers["train"], train=True),
         eval=split(readers["val"], train=False),
         mean=IMAGENET_MEAN,
@@ -123,8 +133,8 @@ def _tfds_readers(config):
             source, _ = tfds_records.open_split(config.data_dir, TFDS_NAME, tfds_split, keys)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{error} Of the official download, data_dir is the folder that holds leftImg8bit "
-                "and gtFine."
+                f"{error} For the official download, set data_dir to the folder that holds "
+                "leftImg8bit and gtFine."
             ) from None
         readers[split] = tfds_records.TfdsReader(
             source, f"cityscapes {split}", *keys, id="image_id"

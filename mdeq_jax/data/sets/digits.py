@@ -1,28 +1,30 @@
-"""scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels that come in its wheel.
+"""Handwritten digits: 1,797 real images of 8x8 pixels, included in scikit-learn's wheel.
 
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
 """
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from mdeq_jax.data.dataset import Dataset
+from mdeq_jax.data.dataset import Dataset, check_optional_fields
 from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
 NUM_EVAL = 360
 MAX_VALUE = 16
-# Of the training split, in [0, 1]; the three channels are copies of one.
+# Of the training split, scaled to [0, 1]. The three channels are copies of one.
 MEAN = (0.3054, 0.3054, 0.3054)
 STD = (0.3761, 0.3761, 0.3761)
 
 
-def load(config) -> Dataset:
-    """Returns the digits, split 1,437 / 360 by a fixed seed with the classes in proportion.
+def load(config: ConfigDict) -> Dataset:
+    """Returns the digits, split 1,437 / 360 by a fixed seed, stratified by class.
 
     Args:
-      config: `config.data`. `augment` moves each training image by up to one pixel each way;
-        digits are never mirrored.
+        config: `config.data`. `augment` moves each training image by up to one pixel in each
+            direction. Digits are never mirrored.
     """
-    # Imported here, so that those who train on other sets need not wait for it.
+    check_optional_fields(config)
+    # Imported here, because other data sets do not need it and it is slow to import.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

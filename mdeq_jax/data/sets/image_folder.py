@@ -1,28 +1,31 @@
-"""Any images, one folder a class, as torchvision's ImageFolder: train/CLASS/*, val/CLASS/*."""
+"""Images in one folder per class, like torchvision's ImageFolder: train/CLASS/*, val/CLASS/*."""
 
 import pathlib
 
 from absl import logging
+from ml_collections import ConfigDict
 
-from mdeq_jax.data.dataset import Dataset
+from mdeq_jax.data.dataset import Dataset, check_optional_fields
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.files import IMAGE_SUFFIXES, FileReader, list_images, require_folders
-from mdeq_jax.data.vision.transforms import ClassificationTransform
+from mdeq_jax.data.vision.transforms import ClassificationTransform, training_image_size
 
 
-def load(config) -> Dataset:
-    """Returns the images of a folder; the classes are the folders of train/ in order of name.
+def load(config: ConfigDict) -> Dataset:
+    """Returns the images of a folder. The classes are the folders of train/, sorted by name.
 
     Args:
-      config: `config.data`. `augment`: random resized crops and mirror images, as for ImageNet.
+        config: `config.data`. `augment` gives random resized crops and mirror images, as for
+            ImageNet.
 
     Raises:
-      FileNotFoundError: train/ or val/ is missing, or (unless `on_error="skip"`) a class folder of
-        train/ is empty.
-      ValueError: val/ has a class that train/ has not.
+        FileNotFoundError: train/ or val/ is missing, or (unless `on_error="skip"`) a class folder
+            is empty.
+        ValueError: val/ has a class that train/ does not have.
     """
+    check_optional_fields(config, ("convert_to_rgb",))
     root = require_folders(config.data_dir, "image_folder", ("train", "val"))
-    size = tuple(config.image_size)
+    size = training_image_size(config)
     names = _class_names(root / "train")
     unknown = sorted(set(_class_names(root / "val")) - set(names))
     if unknown:
@@ -60,7 +63,7 @@ def _list(folder, names, on_error):
     paths, labels = [], []
     for label, name in enumerate(names):
         if not (folder / name).is_dir():
-            continue  # a class that val/ happens not to have
+            continue  # val/ need not have every class
         found = list_images(folder / name)
         if not found:
             message = f"{folder / name} has no images ({', '.join(IMAGE_SUFFIXES)})"

@@ -3,27 +3,30 @@
 O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 1409.0575.
 """
 
-from mdeq_jax.data.dataset import Dataset
+from ml_collections import ConfigDict
+
+from mdeq_jax.data.dataset import Dataset, check_optional_fields
 from mdeq_jax.data.vision import tfds_records
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
-from mdeq_jax.data.vision.transforms import ClassificationTransform
+from mdeq_jax.data.vision.transforms import ClassificationTransform, training_image_size
 
 NUM_CLASSES = 1000
 
 
-def load(config) -> Dataset:
-    """Returns ImageNet, read from disk as it is needed; class names are WordNet ids.
+def load(config: ConfigDict) -> Dataset:
+    """Returns ImageNet, whose images are read from disk on demand. Class names are WordNet ids.
 
     Args:
-      config: `config.data`. `augment`: random resized crops and mirror images; without it training
-        images are treated as those of evaluation.
+        config: `config.data`. `augment` gives random resized crops and mirror images. Without it,
+            training images are transformed like evaluation images.
     """
-    size = tuple(config.image_size)
+    check_optional_fields(config)
+    size = training_image_size(config)
 
     def split(name, train):
         source, info = tfds_records.open_split(config.data_dir, "imagenet2012", name, ("image",))
         reader = tfds_records.TfdsReader(source, f"imagenet2012 {name}", id="file_name")
-        # ImageNet has grey images; the originals convert them, and so must whoever compares.
+        # ImageNet has some grey images. The original code converts them, and so must a comparison.
         transform = ClassificationTransform(size, NUM_CLASSES, train, convert_to_rgb=True)
         return DiskSplit(reader, transform, config.on_error), info
 

@@ -1,4 +1,4 @@
-"""Splits held in memory, whose examples are transformed a batch at a time."""
+"""Splits in memory, which are transformed a batch at a time."""
 
 import dataclasses
 
@@ -10,16 +10,16 @@ from mdeq_jax.data.vision import augment
 
 @dataclasses.dataclass(frozen=True)
 class ArraySplit:
-    """A split held in memory, decoded, and transformed a whole batch at a time.
+    """A split of decoded images in memory, transformed a batch at a time.
 
     Attributes:
-      images: uint8 [N, H, W, 3], of values 0..max_value.
-      labels: int32 [N].
-      mean: of pixels scaled to [0, 1].
-      std: of pixels scaled to [0, 1].
-      max_value: the pixel value that becomes 1 before normalisation.
-      pad: random crops are cut from the image padded by this many black pixels; 0 is no crop.
-      flip: mirror an example with probability 1/2.
+        images: uint8 `[N, H, W, 3]`, with values 0..max_value.
+        labels: int32 `[N]`.
+        mean: of pixels scaled to [0, 1].
+        std: of pixels scaled to [0, 1].
+        max_value: the pixel value that becomes 1 before normalisation.
+        pad: width of the black border from which random crops are cut; 0 for no crops.
+        flip: mirror an example with probability 1/2.
     """
 
     images: np.ndarray
@@ -37,10 +37,10 @@ class ArraySplit:
     def make_batch(
         self, indices: np.ndarray, key: tuple[int, int]
     ) -> tuple[dict[str, np.ndarray], list[Skipped]]:
-        """Returns {"image": float32 [B, H, W, 3], "label": int32 [B]}; see `Split`."""
+        """Returns {"image": float32 `[B, H, W, 3]`, "label": int32 `[B]`}; see `Split`."""
         images = self.images[indices]
         if self.pad or self.flip:
-            # One table of draws an epoch: row i belongs to example i whatever its batch.
+            # One table of draws an epoch: example i takes row i, in whichever batch it is.
             rng = np.random.default_rng((TRANSFORM_STREAM, *key))
             draws = rng.random((len(self), 3), dtype=np.float32)[indices]
             images = augment.shift_and_flip(images, draws, pad=self.pad, flip=self.flip)

@@ -1,4 +1,4 @@
-"""Transforms of images and label maps. All are pure: what is random comes in as an argument."""
+"""Transforms of images and label maps: pure functions, with randomness as an argument."""
 
 import math
 
@@ -9,20 +9,20 @@ def normalize(images, mean, std, max_value: int = 255, out=None) -> np.ndarray:
     """Scales pixels to [0, 1], subtracts `mean` and divides by `std`.
 
     Args:
-      images: uint8 [..., W, 3] of values 0..max_value.
-      mean: three floats, RGB.
-      std: three floats, RGB.
-      max_value: the value that stands for white.
-      out: contiguous float32 of the same shape to write to; None makes a new array.
+        images: uint8 `[..., W, 3]`, with values 0..max_value.
+        mean: three floats, RGB.
+        std: three floats, RGB.
+        max_value: the value of white.
+        out: contiguous float32 array of the same shape to write to; None allocates one.
 
     Returns:
-      float32 of the same shape.
+        float32 of the same shape.
     """
     out = np.empty(images.shape, np.float32) if out is None else out
     width = images.shape[-2]
     scale = 1.0 / (max_value * np.asarray(std))
     offset = -np.asarray(mean) / np.asarray(std)
-    # A row at a time: numpy is slow where the last axis has only three entries.
+    # A row at a time, because numpy is slow if the last axis has only three entries.
     rows = out.reshape(-1, width * 3)
     np.multiply(images.reshape(rows.shape), np.tile(scale, width).astype(np.float32), out=rows)
     rows += np.tile(offset, width).astype(np.float32)
@@ -30,17 +30,17 @@ def normalize(images, mean, std, max_value: int = 255, out=None) -> np.ndarray:
 
 
 def shift_and_flip(images: np.ndarray, draws: np.ndarray, *, pad: int, flip: bool) -> np.ndarray:
-    """Random crops of the images padded with black, and random mirror images.
+    """Cuts random crops out of the images padded with black, and mirrors some of them.
 
     Args:
-      images: uint8 [B, H, W, 3].
-      draws: uniform in [0, 1), [B, 3]: for the row, the column and the flip of each image.
-      pad: width of the black border; the crop keeps the size of the image, so that it moves by
-        -pad..pad pixels each way.
-      flip: mirror the images whose third draw is under 1/2.
+        images: uint8 `[B, H, W, 3]`.
+        draws: `[B, 3]`, uniform in [0, 1): for the row, the column and the flip of each image.
+        pad: width of the black border. A crop has the size of the image, so it moves the image by
+            -pad..pad pixels in each direction.
+        flip: mirror the images whose third draw is under 1/2.
 
     Returns:
-      uint8 [B, H, W, 3].
+        uint8 `[B, H, W, 3]`.
     """
     batch, height, width, _ = images.shape
     padded = np.zeros((batch, height + 2 * pad, width + 2 * pad, 3), images.dtype)
@@ -64,14 +64,20 @@ def random_resized_crop_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """Draws a box of random area, shape and place, as torchvision's RandomResizedCrop does.
+    """Draws a box of random area, shape and place, like torchvision's RandomResizedCrop.
 
-    The area is uniform in `scale` of the image's, the logarithm of width / height uniform in that
-    of `ratio`. After ten boxes that do not fit: the largest centred box within `ratio`. (Szegedy
-    et al., Going Deeper with Convolutions, 1409.4842, section 6.)
+    (Szegedy et al., Going Deeper with Convolutions, 1409.4842, section 6.) If ten boxes in a row do
+    not fit, the result is the largest centred box within `ratio`.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        rng: source of the draws.
+        scale: the area of the box is this fraction of the image's, uniformly.
+        ratio: limits of width / height, whose logarithm is uniform.
 
     Returns:
-      top, left, height, width in pixels.
+        top, left, height, width in pixels.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -88,10 +94,10 @@ def random_resized_crop_box(
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 [H, W, 3]: by area where both sides shrink, which does not alias, else linear.
+    """Resizes uint8 `[H, W, 3]`: by area if both sides shrink, to avoid aliasing, else bilinearly.
 
-    Measured against Pillow's (antialiased) bilinear filter on ImageNet images shrunk 1.3 and 2.5
-    times: 45 and 39 dB by area, 38 and 29 dB linear.
+    Compared with Pillow's antialiased bilinear filter, on ImageNet images shrunk 1.3 and 2.5 times:
+    45 and 39 dB by area, 38 and 29 dB bilinearly.
     """
     import cv2
 
@@ -108,7 +114,7 @@ def shorter_side_size(height: int, width: int, shorter: int) -> tuple[int, int]:
 
 
 def center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Cuts the middle out of [H, W, ...], which must be at least as large."""
+    """Cuts the middle out of `[H, W, ...]`, which must be at least as large."""
     top = round((image.shape[0] - height) / 2)
     left = round((image.shape[1] - width) / 2)
     return image[top : top + height, left : left + width]
@@ -119,12 +125,12 @@ def resize_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resizes an image (bilinear) and its label map (nearest) to a given longer side.
 
-    As the originals do it, without antialiasing.
+    There is no antialiasing, as in the original code.
 
     Args:
-      image: uint8 [H, W, 3].
-      label: uint8 [H, W].
-      long_side: in pixels.
+        image: uint8 `[H, W, 3]`.
+        label: uint8 `[H, W]`.
+        long_side: in pixels.
     """
     import cv2
 
@@ -138,13 +144,13 @@ def resize_pair(
 
 
 def pad_to(image: np.ndarray, height: int, width: int, value: int | None) -> np.ndarray:
-    """Pads [H, W, ...] at the bottom and right to at least this size.
+    """Pads `[H, W, ...]` at the bottom and right to at least this size.
 
     Args:
-      image: array.
-      height: least rows of the result.
-      width: least columns of the result.
-      value: of the padding; None: the last pixels are repeated.
+        image: array.
+        height: minimum number of rows of the result.
+        width: minimum number of columns of the result.
+        value: of the padding; None repeats the last pixels.
     """
     rows = max(height - image.shape[0], 0)
     columns = max(width - image.shape[1], 0)
@@ -159,7 +165,7 @@ def random_crop_box(
 ) -> tuple[slice, slice]:
     """Draws where to cut `crop` (height, width) out of an image of `size`.
 
-    A side that is shorter than the crop's is kept whole.
+    A side that is shorter than that of the crop is kept whole.
     """
     top, left = (
         int(rng.integers(max(side - part, 0) + 1)) for side, part in zip(size, crop, strict=True)

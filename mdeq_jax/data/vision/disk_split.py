@@ -8,21 +8,21 @@ import numpy as np
 
 from mdeq_jax.data.dataset import TRANSFORM_STREAM, Skipped
 from mdeq_jax.data.vision import augment
-from mdeq_jax.data.vision.images import ExampleError
+from mdeq_jax.data.vision.decoding import ExampleError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_MAX_SKIPS = 100  # in a row: more is not a few bad files
+_MAX_SKIPS = 100  # in a row: more are not just a few bad files
 
 
 class Record(NamedTuple):
-    """An example as it lies on disk.
+    """An example as it is stored on disk.
 
     Attributes:
-      path: names the image in errors.
-      image: bytes of a JPEG or PNG file.
-      label: the class, or the bytes of the label map's PNG file.
-      label_path: names the label map in errors.
+        path: name of the image in errors.
+        image: bytes of a JPEG or PNG file.
+        label: the class, or the bytes of the label map's PNG file.
+        label_path: name of the label map in errors.
     """
 
     path: str
@@ -32,7 +32,7 @@ class Record(NamedTuple):
 
 
 class Reader(Protocol):
-    """Random access to records; it must be picklable, to be sent to worker processes."""
+    """Random access to records. It must be picklable, because workers receive a copy."""
 
     def __len__(self) -> int: ...
 
@@ -41,12 +41,12 @@ class Reader(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DiskSplit:
-    """A split whose examples are read when they are needed, and normalised as ImageNet's.
+    """A split whose examples are read on demand, and normalised with ImageNet's statistics.
 
     Attributes:
-      reader: gives the encoded examples.
-      transform: (record, rng) -> (image uint8 [H, W, 3], label int32 [...]).
-      on_error: "raise", or "skip": the next usable example takes the place of a bad one.
+        reader: reads the encoded examples.
+        transform: (record, rng) -> (image uint8 `[H, W, 3]`, label int32 `[...]`).
+        on_error: "raise", or "skip", which replaces an unusable example with the next usable one.
     """
 
     reader: Reader
@@ -60,7 +60,7 @@ class DiskSplit:
     def make_batch(
         self, indices: np.ndarray, key: tuple[int, int]
     ) -> tuple[dict[str, np.ndarray], list[Skipped]]:
-        """Returns {"image": float32 [B, H, W, 3], "label": int32 [B, ...]}; see `Split`."""
+        """Returns {"image": float32 `[B, H, W, 3]`, "label": int32 `[B, ...]`}; see `Split`."""
         examples, skipped = [], []
         for position, index in enumerate(indices.tolist()):
             example, errors = self._example(index, key)
@@ -83,7 +83,7 @@ class DiskSplit:
     def _example(self, index, key):
         errors = []
         while True:
-            # A generator of its own for each example and epoch, whoever makes the batch.
+            # Seeded by example and epoch, so it does not matter which process makes the batch.
             rng = np.random.default_rng((TRANSFORM_STREAM, *key, index))
             try:
                 return self.transform(self.reader[index], rng), errors
@@ -95,5 +95,5 @@ class DiskSplit:
                     raise ValueError(
                         f"{len(errors)} examples in a row cannot be used; the last: {error}"
                     ) from error
-                # Depends on the index alone, so that every run replaces it by the same one.
+                # Depends on the index alone, so every run takes the same replacement.
                 index = (index + 1) % len(self)

@@ -1,4 +1,4 @@
-"""Records that are files in folders."""
+"""Records in files: one image per file, in folders."""
 
 import dataclasses
 import pathlib
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.disk_split import Record
-from mdeq_jax.data.vision.images import ExampleError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -17,8 +17,8 @@ class FileReader:
     """See `disk_split.Reader`.
 
     Attributes:
-      images: paths of the images.
-      labels: their classes, or the paths of their label maps.
+        images: paths of the images.
+        labels: their classes, or the paths of their label maps.
     """
 
     images: Sequence[str]
@@ -58,7 +58,7 @@ def require_folders(data_dir: str, name: str, folders: Sequence[str]) -> pathlib
 
 
 def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the JPEG and PNG files of a folder, by name."""
+    """Returns the JPEG and PNG files of a folder, sorted by name."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
@@ -68,12 +68,12 @@ def pair_reader(
     """Returns the reader of (image, label map) pairs, all of which must exist.
 
     Args:
-      pairs: paths.
-      name: of the data set and split, for errors.
-      on_error: "skip" leaves out, counts and reports the images without a label map.
+        pairs: paths.
+        name: data set and split, for errors.
+        on_error: "raise", or "skip", which reports the images without a label map and omits them.
 
     Raises:
-      FileNotFoundError: a label map is missing, or there is no pair at all.
+        FileNotFoundError: a label map is missing, or there are no pairs.
     """
     missing = [(image, label) for image, label in pairs if not label.is_file()]
     if missing and on_error != "skip":

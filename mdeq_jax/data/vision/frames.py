@@ -1,4 +1,4 @@
-"""Pictures to predict on, in order: those of a folder, or the frames of a video."""
+"""Pictures without labels, in order: those of a folder, or the frames of a video."""
 
 import pathlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from mdeq_jax.data.vision import images
+from mdeq_jax.data.vision import decoding
 from mdeq_jax.data.vision.unlabelled import list_folder
 
 
@@ -15,8 +15,8 @@ class Frame(NamedTuple):
     """A picture.
 
     Attributes:
-      name: its path in the folder; of a video's frame, NAME_NUMBER.png.
-      image: uint8 [H, W, 3], RGB.
+        name: its path in the folder; NAME_NUMBER.png for a frame of a video.
+        image: uint8 `[H, W, 3]`, RGB.
     """
 
     name: str
@@ -24,30 +24,30 @@ class Frame(NamedTuple):
 
 
 class Frames(NamedTuple):
-    """Pictures that are read as they are asked for.
+    """Pictures that are read on demand.
 
     Attributes:
-      count: how many, damaged ones included; of a video, as its header says.
-      frames: the pictures.
+        num_frames: number of pictures, including damaged ones; for a video, from its header.
+        frames: the pictures.
     """
 
-    count: int
+    num_frames: int
     frames: Iterator[Frame]
 
 
 def read_frames(source: str | pathlib.Path, on_error: str = "raise") -> Frames:
-    """Returns the pictures of a folder and its subfolders, by name, or the frames of a video.
+    """Returns the pictures of a folder and its subfolders, sorted by name, or a video's frames.
 
-    What is not RGB is converted.
+    Pictures that are not RGB are converted.
 
     Args:
-      source: a folder of JPEG and PNG files, or a video file that OpenCV can read.
-      on_error: "raise", or "skip": damaged pictures of a folder are reported and left out.
+        source: a folder of JPEG and PNG files, or a video file that OpenCV can read.
+        on_error: "raise", or "skip", which reports the damaged pictures of a folder and omits them.
 
     Raises:
-      FileNotFoundError: there is nothing there, or no picture in it.
-      ValueError: the file is not a video that can be read, or two pictures of the folder differ in
-        their suffix alone; while reading, a damaged picture.
+        FileNotFoundError: nothing is there, or the folder has no pictures.
+        ValueError: OpenCV cannot read the video, or two pictures of the folder differ only in their
+            suffix. A damaged picture raises it when it is read.
     """
     source = pathlib.Path(source)
     if source.is_file():
@@ -67,9 +67,9 @@ def _pictures(paths, folder, on_error):
     for path in paths:
         try:
             data = path.read_bytes()
-            images.read_header(data, str(path))
-            image = images.decode_rgb(data, str(path))
-        except images.ExampleError as error:
+            decoding.read_header(data, str(path))
+            image = decoding.decode_rgb(data, str(path))
+        except decoding.ExampleError as error:
             if on_error != "skip":
                 raise
             logging.warning("skipped a picture: %s", error)

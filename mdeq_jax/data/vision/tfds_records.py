@@ -1,6 +1,6 @@
-"""Records of data sets that TensorFlow Datasets has prepared as array_record.
+"""Records of data sets that TensorFlow Datasets (TFDS) has prepared as array_record.
 
-Reading needs no TensorFlow: `tensorflow_datasets` imports it only to prepare a set.
+Reading needs no TensorFlow: `tensorflow_datasets` imports it only to prepare a data set.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class TfdsReader:
     """See `disk_split.Reader`.
 
     Attributes:
-      source: of TFDS, with undecoded images.
-      name: of the data set and split, for errors.
-      image: key of the image.
-      label: key of the class or of the label map.
-      id: key of what names an example, if there is one.
+        source: TFDS data source with undecoded images.
+        name: data set and split, for errors.
+        image: key of the image.
+        label: key of the class or of the label map.
+        id: key of the example's name; empty if it has none.
     """
 
     source: Any
@@ -46,7 +46,7 @@ class TfdsReader:
         return self._record(index, self.source[index])
 
     def __iter__(self) -> Iterator[Record]:
-        """Yields all records in order, read many at a time: faster than one by one."""
+        """Yields all records in order. Reading many at a time is faster than one by one."""
         for start in range(0, len(self), _CHUNK):
             indices = range(start, min(start + _CHUNK, len(self)))
             for index, fields in zip(indices, self.source.__getitems__(indices), strict=True):
@@ -63,11 +63,12 @@ def find_version(data_dir: str, name: str) -> pathlib.Path:
     """Returns the folder of the newest prepared version of a data set.
 
     Args:
-      data_dir: `config.data.data_dir`.
-      name: of the data set in TFDS, with its config: "cifar10", "cityscapes/semantic_segmentation".
+        data_dir: `config.data.data_dir`.
+        name: of the data set in TFDS, with its config, e.g. "cifar10" or
+            "cityscapes/semantic_segmentation".
 
     Raises:
-      FileNotFoundError: the set is not there, or its preparation did not end.
+        FileNotFoundError: the data set is missing, or its preparation did not finish.
     """
     folder = pathlib.Path(data_dir) / name
     command = prepare_command(name, data_dir or "DIR")
@@ -92,21 +93,23 @@ def file_format(version: pathlib.Path) -> str:
     return info.get("fileFormat", "tfrecord")
 
 
-def open_split(data_dir: str, name: str, split: str, image_keys: tuple[str, ...]):
+def open_split(
+    data_dir: str, name: str, split: str, image_keys: tuple[str, ...]
+) -> tuple[Any, Any]:
     """Opens a split for random access.
 
     Args:
-      data_dir: `config.data.data_dir`.
-      name: see `find_version`.
-      split: "train", "test", "validation".
-      image_keys: features that are left encoded.
+        data_dir: `config.data.data_dir`.
+        name: see `find_version`.
+        split: "train", "test", "validation".
+        image_keys: features that stay encoded.
 
     Returns:
-      The data source, and the `tfds.core.DatasetInfo`.
+        The data source, and the `tfds.core.DatasetInfo`.
 
     Raises:
-      FileNotFoundError: the set, or a file of it, is missing.
-      ValueError: it was prepared in another format, or has no such split.
+        FileNotFoundError: the data set, or one of its files, is missing.
+        ValueError: the data set was prepared in another format, or has no such split.
     """
     version = find_version(data_dir, name)
     found = file_format(version)
@@ -117,7 +120,7 @@ def open_split(data_dir: str, name: str, split: str, image_keys: tuple[str, ...]
             f"{prepare_command(name, data_dir)} --convert_to=NEW_DIR, and set "
             "config.data.data_dir=NEW_DIR."
         )
-    # Imported here, so that those who train on other sets need not wait for it.
+    # Imported here, because other data sets do not need it and it is slow to import.
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(version))

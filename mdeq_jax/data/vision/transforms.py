@@ -1,32 +1,45 @@
-"""From an encoded example to the image and label that are stacked: one class a task."""
+"""Transforms of encoded examples to the image and label of a batch: one class per task."""
 
 import dataclasses
+from typing import Self
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import IGNORE_LABEL
-from mdeq_jax.data.vision import augment, images
+from mdeq_jax.data.vision import augment, decoding
+from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.disk_split import Record
-from mdeq_jax.data.vision.images import ExampleError
 
+# Fields of `config.data` that `SegmentationTransform` reads and other data sets do not have.
+SEGMENTATION_FIELDS = ("convert_to_rgb", "eval_image_size", "base_size", "scale_factor")
 _INVALID = 254  # in label tables: neither a class nor ignored
+
+
+def training_image_size(config: ConfigDict) -> tuple[int, int]:
+    """Returns `config.data.image_size`, or raises ValueError if it is no (height, width)."""
+    if len(config.image_size) != 2 or min(config.image_size) < 1:
+        raise ValueError(
+            f"config.data.image_size is {config.image_size}, but must be (height, width)."
+        )
+    return tuple(config.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationTransform:
-    """ImageNet's transform, as the originals'.
+    """The ImageNet transform of the original code.
 
-    Training: a random resized crop (`augment.random_resized_crop_box`), mirrored with probability
-    1/2. Else: the shorter side resized to size / 0.875, and the middle cut out.
+    Training takes a random resized crop (`augment.random_resized_crop_box`) and mirrors it with
+    probability 1/2. Evaluation resizes the shorter side to size / 0.875 and cuts out the middle.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the part that is used still has at
-    least as many pixels, each way, as the result: then nothing that the result could show is lost.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the part in use still has at least as many
+    pixels as the result in each direction. The result loses no detail by it.
 
     Attributes:
-      size: height and width of the result.
-      num_classes: labels must lie in [0, num_classes).
-      train: random or not.
-      convert_to_rgb: convert grey, CMYK and other images instead of raising.
+        size: height and width of the result.
+        num_classes: labels must lie in [0, num_classes).
+        train: true for the random transform.
+        convert_to_rgb: convert grey, CMYK and other images instead of raising an error.
     """
 
     size: tuple[int, int]
@@ -35,10 +48,10 @@ class ClassificationTransform:
     convert_to_rgb: bool
 
     def __call__(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns an image, uint8 [H, W, 3], and its label, int32 []."""
-        header = images.read_header(record.image, record.path)
+        """Returns an image, uint8 `[H, W, 3]`, and its label, int32 `[]`."""
+        header = decoding.read_header(record.image, record.path)
         if not self.convert_to_rgb:
-            images.check_rgb(header, record.path)
+            decoding.check_rgb(header, record.path)
         if not 0 <= record.label < self.num_classes:
             raise ExampleError(
                 f"{record.path}: its label is {record.label}, but must lie in "
@@ -50,7 +63,7 @@ class ClassificationTransform:
     def _random_crop(self, record, header, rng):
         box = augment.random_resized_crop_box(header.height, header.width, rng)
         reduction = _reduction(header, box[2:], self.size)
-        image = images.decode_rgb(record.image, record.path, reduction)
+        image = decoding.decode_rgb(record.image, record.path, reduction)
         top, left, height, width = box
         bottom, right = round((top + height) / reduction), round((left + width) / reduction)
         part = image[round(top / reduction) : bottom, round(left / reduction) : right]
@@ -64,11 +77,11 @@ class ClassificationTransform:
             header.height, header.width, int(max(height, width) / 0.875)
         )
         reduction = _reduction(header, (header.height, header.width), scaled)
-        image = images.decode_rgb(record.image, record.path, reduction)
+        image = decoding.decode_rgb(record.image, record.path, reduction)
         return augment.center_crop(augment.resize(image, *scaled), height, width)
 
 
-def _reduction(header: images.Header, used: tuple[int, int], size: tuple[int, int]) -> int:
+def _reduction(header: decoding.Header, used: tuple[int, int], size: tuple[int, int]) -> int:
     """Largest reduction at which `used` (height, width) is not smaller than `size`."""
     if not header.is_jpeg:
         return 1
@@ -77,7 +90,7 @@ def _reduction(header: images.Header, used: tuple[int, int], size: tuple[int, in
 
 
 def _whole_size(given) -> tuple[int, int] | None:
-    """`config.data.eval_image_size`; "None" on the command line makes (None,) of a tuple."""
+    """Returns `config.data.eval_image_size`. The command line turns "None" into (None,)."""
     if given is None or tuple(given) == (None,):
         return None
     if len(given) != 2 or not all(isinstance(side, int) and side > 0 for side in given):
@@ -89,7 +102,7 @@ def _whole_size(given) -> tuple[int, int] | None:
 
 
 def label_table(train_ids: dict[int, int]) -> np.ndarray:
-    """Returns the uint8 [256] table from the labels in the files (modulo 256) to the classes."""
+    """Returns the uint8 `[256]` table from labels in the files, modulo 256, to train ids."""
     table = np.full(256, _INVALID, np.uint8)
     for label, train_id in train_ids.items():
         table[label % 256] = train_id
@@ -98,23 +111,24 @@ def label_table(train_ids: dict[int, int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationTransform:
-    """The transform of HRNet's segmentation code, which the originals use.
+    """The transform of HRNet's segmentation code, which the original code uses.
 
-    Training with `augment`: the longer side is resized to int(base_size * (0.5 + k/10) + 0.5), k
-    uniform in 0..scale_factor; what is smaller than `size` is padded at the bottom and right, with
-    pixels that are black before normalisation and with `IGNORE_LABEL`; a random part of `size` is
-    cut out and mirrored with probability 1/2. Training without it: the middle, not scaled.
-    Evaluation: the whole image; if `size` is given, padded likewise but by repeating its last
-    pixels.
+    Training with `augment` resizes the longer side to int(base_size * (0.5 + k/10) + 0.5), with k
+    uniform in 0..scale_factor. It cuts out a random part of `size` and mirrors it with probability
+    1/2. An image smaller than `size` is padded at the bottom and right, with pixels that are black
+    before normalisation and with `IGNORE_LABEL`.
+
+    Training without `augment` cuts out the middle and does not scale. Evaluation takes the whole
+    image. If `size` is given, it is padded at the bottom and right by repeating its last pixels.
 
     Attributes:
-      size: height and width of the result; None (evaluation only): each image's own.
-      train: cut parts out of the images.
-      augment: at random.
-      base_size: longer side at scale 1.
-      scale_factor: the largest k.
-      table: from `label_table`.
-      convert_to_rgb: convert grey, CMYK and other images instead of raising.
+        size: height and width of the result; None keeps each image's size (evaluation only).
+        train: true to cut a part out of each image.
+        augment: true to choose scale, part and mirroring at random.
+        base_size: longer side at scale 1.
+        scale_factor: the largest k.
+        table: from `label_table`.
+        convert_to_rgb: convert grey, CMYK and other images instead of raising an error.
     """
 
     size: tuple[int, int] | None
@@ -126,10 +140,12 @@ class SegmentationTransform:
     convert_to_rgb: bool
 
     @classmethod
-    def from_config(cls, config, train: bool, base_size: int, table: np.ndarray):
-        """Returns the transform of `config.data`; `base_size` is the set's own."""
+    def from_config(
+        cls, config: ConfigDict, train: bool, base_size: int, table: np.ndarray
+    ) -> Self:
+        """Returns the transform of `config.data`, with the data set's `base_size` as default."""
         return cls(
-            size=tuple(config.image_size) if train else _whole_size(config.eval_image_size),
+            size=training_image_size(config) if train else _whole_size(config.eval_image_size),
             train=train,
             augment=config.augment,
             base_size=base_size if config.base_size is None else config.base_size,
@@ -139,11 +155,11 @@ class SegmentationTransform:
         )
 
     def __call__(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns an image, uint8 [H, W, 3], and its label map, int32 [H, W]."""
-        header = images.read_header(record.image, record.path)
+        """Returns an image, uint8 `[H, W, 3]`, and its label map, int32 `[H, W]`."""
+        header = decoding.read_header(record.image, record.path)
         if not self.convert_to_rgb:
-            images.check_rgb(header, record.path)
-        image = images.decode_rgb(record.image, record.path)
+            decoding.check_rgb(header, record.path)
+        image = decoding.decode_rgb(record.image, record.path)
         label = self._decode_label(record)
         if label.shape != image.shape[:2]:
             raise ExampleError(
@@ -162,7 +178,7 @@ class SegmentationTransform:
     def _random_part(self, image, label, rng):
         scale = 0.5 + int(rng.integers(self.scale_factor + 1)) / 10
         image, label = augment.resize_pair(image, label, int(self.base_size * scale + 0.5))
-        # Cut before padding: a part of the image at most is copied, not the whole.
+        # Cut before padding, so that only a part of the image is copied.
         rows, columns = augment.random_crop_box(label.shape, self.size, rng)
         image, label = self._pad(image[rows, columns], label[rows, columns])
         return (image[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (image, label)
@@ -186,7 +202,7 @@ class SegmentationTransform:
     def _decode_label(self, record):
         import cv2
 
-        raw = images.decode_label_map(record.label, record.label_path)
+        raw = decoding.decode_label_map(record.label, record.label_path)
         label = cv2.LUT(raw, self.table)
         invalid = label == _INVALID
         if invalid.any():

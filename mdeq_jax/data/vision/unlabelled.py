@@ -1,21 +1,21 @@
-"""Images without labels, prepared as those of an evaluation split."""
+"""Images without labels, transformed like those of an evaluation split."""
 
 import pathlib
 
 import numpy as np
 
 from mdeq_jax.data.dataset import Dataset
-from mdeq_jax.data.vision import augment, images
+from mdeq_jax.data.vision import augment, decoding
 from mdeq_jax.data.vision.disk_split import Record
 from mdeq_jax.data.vision.files import IMAGE_SUFFIXES
 from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 
 def list_folder(folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """Returns the JPEG and PNG files of a folder and its subfolders, by name.
+    """Returns the JPEG and PNG files of a folder and its subfolders, sorted by name.
 
     Raises:
-      FileNotFoundError: there is no such folder, or no image in it.
+        FileNotFoundError: the folder does not exist, or holds no images.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -27,17 +27,24 @@ def list_folder(folder: str | pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_for_evaluation(path: pathlib.Path, dataset: Dataset) -> np.ndarray:
-    """Returns an image as the evaluation of `dataset` would see it: float32 [H, W, 3], normalised.
+    """Returns an image as the evaluation of `dataset` would transform it.
 
-    For sets of small images that are held in memory the shorter side is resized to the set's, and
-    the middle cut out; for others the transform is ImageNet's. What is not RGB is converted.
+    For data sets in memory, the shorter side is resized to the data set's size and the middle is
+    cut out. For others, the transform is ImageNet's. An image that is not RGB is converted.
+
+    Args:
+        path: a JPEG or PNG file.
+        dataset: a data set of images.
+
+    Returns:
+        float32 `[H, W, 3]`, normalised.
 
     Raises:
-      ExampleError: the file cannot be decoded; a ValueError.
+        ExampleError: the file cannot be decoded. It is a ValueError.
     """
     data, size = path.read_bytes(), dataset.image_size
     if dataset.eval.in_memory:
-        image = images.decode_rgb(data, str(path))
+        image = decoding.decode_rgb(data, str(path))
         scaled = augment.shorter_side_size(*image.shape[:2], max(size))
         image = augment.center_crop(augment.resize(image, *scaled), *size)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from mdeq_jax.data import load_dataset
-from mdeq_jax.data.vision.images import ExampleError
+from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.unlabelled import list_folder, read_for_evaluation
 from mdeq_jax.engine.evaluation import load_checkpoint
 from mdeq_jax.models import build_model

@@ -125,7 +125,7 @@ def predict_folder(
     segmenter = Segmenter(config, workdir, checkpoint)
     frames = read_frames(source, config.data.on_error)
     pictures = Pictures(out_dir, segmenter.classes)
-    shown = set(np.linspace(0, frames.count - 1, SHEET_ROWS).astype(int).tolist())
+    shown = set(np.linspace(0, frames.num_frames - 1, SHEET_ROWS).astype(int).tolist())
     warm = config.eval.warm_start and segmenter.settings.is_plain
     if config.eval.warm_start and not warm:
         logging.warning(
@@ -137,7 +137,7 @@ def predict_folder(
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         steps = predict_all(segmenter, frames.frames, warm)
-        bar = tqdm(steps, total=frames.count, unit="image", dynamic_ncols=True)
+        bar = tqdm(steps, total=frames.num_frames, unit="image", dynamic_ncols=True)
         for index, (frame, prediction, start, cold) in enumerate(bar):
             name = pictures.write(frame.name, frame.image, prediction.classes)
             writer.writerow(
@@ -165,7 +165,7 @@ def predict_folder(
                 caption = f"NFE {prediction.nfe}{'' if start is None else ', warm start'}"
                 pictures.show(_row(segmenter, name, frame.image, prediction, caption, start=start))
     if not nfe:
-        raise ValueError(f"{source}: none of its {frames.count} pictures can be read.")
+        raise ValueError(f"{source}: none of its {frames.num_frames} pictures can be read.")
     pictures.close(f"{config.name}, step {segmenter.step:,}: {source}")
     return {
         "images": len(nfe),

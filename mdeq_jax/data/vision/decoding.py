@@ -1,7 +1,7 @@
-"""Encoded images to arrays, by OpenCV, with an error for every file that is not what it should be.
+"""Decodes images with OpenCV, and raises an error for a file of another kind.
 
-OpenCV alone would turn a truncated JPEG into a half grey image (versions 4), a 16-bit PNG into 8
-bits and a CMYK JPEG into RGB without a word; so the header is read before the pixels are.
+OpenCV alone silently turns a truncated JPEG into a half grey image (version 4), a 16-bit PNG into 8
+bits and a CMYK JPEG into RGB. The header is therefore read before the pixels.
 """
 
 import struct
@@ -20,18 +20,18 @@ _REPLACE = "replace the file, or set config.data.on_error='skip' to leave it out
 
 
 class ExampleError(ValueError):
-    """One example cannot be used; `config.data.on_error="skip"` skips those."""
+    """An example cannot be used. `config.data.on_error="skip"` skips it."""
 
 
 class Header(NamedTuple):
-    """What the header of an image file says.
+    """The contents of an image file's header.
 
     Attributes:
-      height: in pixels.
-      width: in pixels.
-      colors: "RGB", "grey", "CMYK", "palette", "grey with alpha" or "RGB with alpha".
-      bits: per channel.
-      is_jpeg: else PNG.
+        height: in pixels.
+        width: in pixels.
+        colors: "RGB", "grey", "CMYK", "palette", "grey with alpha" or "RGB with alpha".
+        bits: per channel.
+        is_jpeg: true for a JPEG, false for a PNG file.
     """
 
     height: int
@@ -42,14 +42,14 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes, path: str) -> Header:
-    """Reads size and kind of a JPEG or PNG file.
+    """Reads the size and the kind of a JPEG or PNG file.
 
     Args:
-      data: the file's bytes.
-      path: names the file in errors.
+        data: the file's bytes.
+        path: name of the file in errors.
 
     Raises:
-      ExampleError: another format, or a file that ends too early.
+        ExampleError: another format, or a file that ends too early.
     """
     if data.startswith(_PNG_SIGNATURE):
         # A PNG ends with the chunk IEND: its name and a checksum of 4 bytes.
@@ -79,7 +79,7 @@ def _read_jpeg_header(data: bytes, path: str) -> Header:
             )
             colors = _JPEG_COLORS.get(channels, f"{channels} channels")
             header = Header(height, width, colors, bits, True)
-        if marker == 0xDA:  # start of scan: from here on, FF D9 is the end of the image only
+        if marker == 0xDA:  # start of scan: from here on, FF D9 only ends the image
             break
         position += 2 + length
     if header is None or data.rfind(b"\xff\xd9") < position:
@@ -97,16 +97,19 @@ def check_rgb(header: Header, path: str) -> None:
 
 
 def decode_rgb(data: bytes, path: str, reduction: int = 1) -> np.ndarray:
-    """Decodes an image; what is not RGB is converted.
+    """Decodes an image, and converts it to RGB if it is not.
 
     Args:
-      data: the file's bytes.
-      path: names the file in errors.
-      reduction: 1, 2, 4 or 8: decode at 1/reduction of the height and width (rounded up), which
-        JPEG does in the frequency domain, in less time than a whole decode and a resize take.
+        data: the file's bytes.
+        path: name of the file in errors.
+        reduction: 1, 2, 4 or 8: decode at 1/reduction of the height and width, rounded up. JPEG
+            does so in the frequency domain, faster than decoding the whole image and resizing it.
 
     Returns:
-      uint8 [H, W, 3], RGB. The EXIF orientation is not applied, as in torchvision.
+        uint8 `[H, W, 3]`, RGB. The EXIF orientation is not applied, as in torchvision.
+
+    Raises:
+        ExampleError: the data are damaged.
     """
     import cv2
 
@@ -123,13 +126,17 @@ def decode_rgb(data: bytes, path: str, reduction: int = 1) -> np.ndarray:
 
 
 def decode_label_map(data: bytes, path: str) -> np.ndarray:
-    """Decodes a label map, an 8-bit PNG whose grey values are the labels.
+    """Decodes a label map: an 8-bit grey PNG whose values are the labels.
+
+    Args:
+        data: the file's bytes.
+        path: name of the file in errors.
 
     Returns:
-      uint8 [H, W].
+        uint8 `[H, W]`.
 
     Raises:
-      ExampleError: not a PNG, of another kind, or damaged.
+        ExampleError: the file is no 8-bit grey PNG, or is damaged.
     """
     import cv2
 

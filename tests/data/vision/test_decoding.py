@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from mdeq_jax.data.vision import images
-from mdeq_jax.data.vision.images import ExampleError
+from mdeq_jax.data.vision import decoding
+from mdeq_jax.data.vision.decoding import ExampleError
 from tests.helpers.synthetic_images import encode, picture
 
 Image = pytest.importorskip("PIL.Image")
@@ -21,9 +21,9 @@ def pillow_bytes(mode, file_format, **options):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_decodes_as_pillow(suffix):
     data = encode(suffix, picture(31, 47))
-    assert images.read_header(data, "x") == (31, 47, "RGB", 8, suffix == ".jpg")
+    assert decoding.read_header(data, "x") == (31, 47, "RGB", 8, suffix == ".jpg")
     expected = np.asarray(Image.open(io.BytesIO(data)))
-    image = images.decode_rgb(data, "x")
+    image = decoding.decode_rgb(data, "x")
     assert image.dtype == np.uint8
     assert np.abs(image.astype(int) - expected).max() <= (3 if suffix == ".jpg" else 0)
 
@@ -31,7 +31,7 @@ def test_decodes_as_pillow(suffix):
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 def test_reduced_decoding(reduction):
     image = picture(129, 203)
-    reduced = images.decode_rgb(encode(".jpg", image), "x", reduction)
+    reduced = decoding.decode_rgb(encode(".jpg", image), "x", reduction)
     assert reduced.shape == (-(-129 // reduction), -(-203 // reduction), 3)
     assert abs(reduced.mean() - image.mean()) < 3
 
@@ -40,15 +40,15 @@ def test_exif_orientation_is_ignored_as_in_torchvision():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = pillow_bytes("RGB", "JPEG", exif=exif)
-    assert images.decode_rgb(data, "x").shape == (30, 40, 3)
+    assert decoding.decode_rgb(data, "x").shape == (30, 40, 3)
 
 
 def test_progressive_jpeg_with_a_thumbnail_in_its_header():
     thumbnail = b"Exif\0\0" + encode(".jpg", picture(8, 8))
     data = pillow_bytes("RGB", "JPEG", progressive=True, exif=thumbnail)
-    assert images.read_header(data, "x")[:2] == (30, 40)
+    assert decoding.read_header(data, "x")[:2] == (30, 40)
     with pytest.raises(ExampleError, match="truncated JPEG"):  # the thumbnail's end is not the end
-        images.read_header(data[:-200], "x")
+        decoding.read_header(data[:-200], "x")
 
 
 @pytest.mark.parametrize(
@@ -63,16 +63,16 @@ def test_progressive_jpeg_with_a_thumbnail_in_its_header():
 )
 def test_damaged_files(data, message):
     with pytest.raises(ExampleError, match=message) as info:
-        images.read_header(data, "a.x")
+        decoding.read_header(data, "a.x")
     assert "on_error='skip'" in str(info.value)
 
 
 def test_damaged_inside():
     data = bytearray(encode(".png", picture(64, 64)))
     data[100:-20] = bytes(len(data) - 120)
-    images.read_header(bytes(data), "a.png")
+    decoding.read_header(bytes(data), "a.png")
     with pytest.raises(ExampleError, match=r"a\.png: cannot be decoded"):
-        images.decode_rgb(bytes(data), "a.png")
+        decoding.decode_rgb(bytes(data), "a.png")
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_damaged_inside():
     ],
 )
 def test_images_that_are_not_rgb(data, kind):
-    header = images.read_header(data, "a.x")
+    header = decoding.read_header(data, "a.x")
     with pytest.raises(ExampleError, match=f"a.x: a {kind} image.*convert_to_rgb=True"):
-        images.check_rgb(header, "a.x")
-    image = images.decode_rgb(data, "a.x")  # what convert_to_rgb then gives
+        decoding.check_rgb(header, "a.x")
+    image = decoding.decode_rgb(data, "a.x")  # what convert_to_rgb then gives
     assert image.shape == (header.height, header.width, 3) and image.dtype == np.uint8
 
 
 def test_label_maps_are_not_touched():
     labels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
-    np.testing.assert_array_equal(images.decode_label_map(encode(".png", labels), "a"), labels)
+    np.testing.assert_array_equal(decoding.decode_label_map(encode(".png", labels), "a"), labels)
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_label_maps_are_not_touched():
 )
 def test_label_maps_of_the_wrong_kind(data, kind):
     with pytest.raises(ExampleError, match=f"a.png: a label map must be.*{kind}"):
-        images.decode_label_map(data, "a.png")
+        decoding.decode_label_map(data, "a.png")
