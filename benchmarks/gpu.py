@@ -1,16 +1,18 @@
-"""The three networks that the original was timed on, on this machine's GPU, beside its figures.
+"""The three networks that the original was timed on, on one GPU, next to the original's figures.
 
     python -m benchmarks.gpu --output=runs/gpu
 
-Trains and infers with each, in float32 (convolutions in TF32, JAX's default), in float32 with
-Broyden's history in bfloat16, and all in bfloat16; the first and the last with kernels of our own
-(`config.pallas`) too. Each run has a process of its own, so that its peak memory is its own.
-Training is compiled in a process before it and comes from JAX's compilation cache, in `--output`:
-while XLA tries its algorithms out it takes memory that a step does not need. A run whose file is in
-`--output` is not made again: after an interruption the same command goes on. `--only=cifar10_tiny`
-makes the runs whose names contain this, `--only=none` prints those that are there, and
-`--minutes=8` begins no run after so long. Every solve takes all of its steps, as the original's did
-for its figures. One GPU is used, the first.
+Training and inference in float32 (convolutions in TF32, JAX's default) and in bfloat16 (Broyden's
+history too), each plain, with Pallas kernels, with CUDA graphs of the solver loops, and with both.
+Every solve takes all of its steps, as the original's did for its figures.
+
+First `--jobs` processes at a time compile, the most telling programs first; more would disturb XLA
+while it times its algorithms. Then one process after the other times its programs, alone on the
+machine, and others take the training programs from the cache for their peak memory. A program whose
+report is in `--output` is not run again: after an interruption, or when `--minutes` are over, the
+same command goes on. `--only=cifar10_tiny` takes those whose names contain this, `--only=none`
+prints the reports that are there. `--tiny` rehearses all of it on any machine, with batches of 2
+and solves of 2 steps. One GPU is used, the first.
 """
 
 import itertools
@@ -29,96 +31,121 @@ from benchmarks.report import markdown
 
 
 class Target(NamedTuple):
-    """One network: the original's figures (PyTorch, one H200, TF32) and what is aimed at.
+    """One network: the original's figures (PyTorch, one H200, TF32) and the aims.
 
     Attributes:
         batch: images a step.
         steps: forward and backward solver steps.
-        train, train_goal: images a second, training.
-        infer, infer_goal: images a second, inference.
-        memory: GB of a training step; the goal is half of it.
+        train, train_aim: images a second, training.
+        infer, infer_aim: images a second, inference.
+        memory, memory_aim: GB of a training step.
     """
 
     batch: int
     steps: tuple[int, int]
     train: float
-    train_goal: float
+    train_aim: float
     infer: float
-    infer_goal: float
+    infer_aim: float
     memory: float
+    memory_aim: float
 
 
+# In order of worth.
 TARGETS = {
-    "cifar10_tiny": Target(64, (18, 20), 514, 4000, 1109, 9000, 0.7),
-    "cifar10_large": Target(96, (18, 20), 343, 2200, 646, 5500, 3.1),
-    "imagenet_small": Target(128, (26, 27), 160, 800, 387, 2000, 10.3),
+    "cifar10_large": Target(96, (18, 20), 343, 2740, 646, 7000, 3.1, 1.5),
+    "imagenet_small": Target(128, (26, 27), 160, 1280, 387, 3000, 10.3, 5.1),
+    "cifar10_tiny": Target(64, (18, 20), 514, 4100, 1109, 12000, 0.7, 0.35),
 }
 _HISTORY = [f"--config.solver.{way}.history_dtype=bfloat16" for way in ("forward", "backward")]
-_PALLAS = "--config.pallas=True"
+PRECISIONS = {"float32": [], "bfloat16": _HISTORY}
+GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1"
+
+
+class Variant(NamedTuple):
+    """How a program is computed: arguments of the config, and flags of XLA."""
+
+    arguments: tuple[str, ...] = ()
+    xla_flags: str = ""
+
+
 VARIANTS = {
-    "float32": ["--precision=float32"],
-    "float32_history_bfloat16": ["--precision=float32", *_HISTORY],
-    "bfloat16": ["--precision=bfloat16", *_HISTORY],
-    "float32_pallas": ["--precision=float32", _PALLAS],
-    "bfloat16_pallas": ["--precision=bfloat16", *_HISTORY, _PALLAS],
+    "plain": Variant(),
+    "pallas_graphs": Variant(("--config.pallas=True",), GRAPHS),
+    "graphs": Variant((), GRAPHS),
+    "pallas": Variant(("--config.pallas=True",)),
 }
-MODES = {"training": "benchmarks.train_step", "inference": "benchmarks.inference"}
+MODES = ("training", "inference")
 
 
-def command(config: str, variant: str, mode: str, path: Path, *, repeats: int) -> list[str]:
-    """The command line of one run."""
-    target = TARGETS[config]
-    forward, backward = target.steps
-    arguments = [
-        f"--config=configs/{config}.py",
-        f"--batch={target.batch}",
-        *VARIANTS[variant],
-        f"--forward_steps={forward}",
-        f"--repeats={repeats}",
-        f"--json={path}",
-    ]
-    if mode == "training":
-        arguments.append(f"--backward_steps={backward}")
-    else:
-        arguments.append(f"--step_budgets={forward}")
-    return [sys.executable, "-m", MODES[mode], *arguments]
+class Process(NamedTuple):
+    """The programs that one process runs: training and inference of one network.
 
-
-def table(reports: dict[tuple[str, str, str], dict]) -> str:
-    """All runs beside the original's figures.
-
-    Args:
-        reports: (config, variant, mode) -> what the run wrote.
+    Attributes:
+        config: name of the config.
+        precision: key of `PRECISIONS`.
+        variant: key of `VARIANTS`.
     """
-    rows = []
-    for (config, variant, mode), report in reports.items():
-        target = TARGETS[config]
-        training = mode == "training"
-        original, goal = (
-            (target.train, target.train_goal) if training else (target.infer, target.infer_goal)
+
+    config: str
+    precision: str
+    variant: str
+
+    @property
+    def name(self) -> str:
+        """Of the process and its files."""
+        return f"{self.config}_{self.precision}_{self.variant}"
+
+    def report(self, folder: Path, mode: str) -> Path:
+        """The file of a program's report."""
+        return folder / f"{self.name}_{mode}.json"
+
+    def missing(self, folder: Path) -> list[str]:
+        """The modes that `folder` has no report of."""
+        return [mode for mode in MODES if not self.report(folder, mode).exists()]
+
+
+PROCESSES = [
+    Process(config, precision, variant)
+    for variant in VARIANTS
+    for config, precision in itertools.product(TARGETS, PRECISIONS)
+]
+
+
+def start(process: Process, modes: list[str], stage: str, folder: Path, values):
+    """Starts a process, and returns it."""
+    target, variant = TARGETS[process.config], VARIANTS[process.variant]
+    batch, (forward, backward) = (2, (2, 2)) if values.tiny else (target.batch, target.steps)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_worker",
+        f"--config=configs/{process.config}.py",
+        *PRECISIONS[process.precision],
+        *variant.arguments,
+        f"--stage={stage}",
+        f"--process={process.name}",
+        f"--modes={','.join(modes)}",
+        f"--folder={folder}",
+        f"--precision={process.precision}",
+        f"--batch={batch}",
+        f"--repeats={values.repeats}",
+        f"--forward_steps={forward}",
+        f"--backward_steps={backward}",
+    ]
+    chosen = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {variant.xla_flags}".strip(),
+    }
+    with open(folder / f"{process.name}.{stage}.log", "w") as log:
+        return subprocess.Popen(
+            command,
+            env=os.environ | chosen | ({} if values.tiny else one_gpu()),
+            stdout=log,
+            stderr=log,
         )
-        rate, memory = report["images_per_second"], ("", "", "", "")
-        if training:
-            held = (report["memory"]["planned_bytes"], report["memory"]["peak_bytes"])
-            told = ("" if value is None else f"{value / 1e9:.2f}" for value in held)
-            memory = (*told, f"{target.memory:.1f}", f"{target.memory / 2:.2f}")
-        rows.append(
-            (
-                f"{config}, batch {target.batch}, {mode}",
-                variant.replace("_", " "),
-                f"{rate:,.0f}",
-                f"{original:,.0f}",
-                f"{rate / original:.2f}",
-                f"{goal:,.0f}",
-                "ended early" if report["warning"] else "yes" if rate >= goal else "no",
-                *memory,
-                f"{report['compile_s']:.0f}",
-            )
-        )
-    head = ("images a second", "precision", "here", "original", "times", "goal", "reached")
-    head += ("GB planned", "peak", "original", "goal", "compile, s")
-    machines = sorted({report["machine"] for report in reports.values()})
-    return f"{markdown(head, rows)}\n{'; '.join(machines)}"
 
 
 def one_gpu() -> dict[str, str]:
@@ -128,7 +155,7 @@ def one_gpu() -> dict[str, str]:
 
 
 def check_gpu() -> None:
-    """Ends the program where there is none; asked in another process, which gives it free again."""
+    """Ends the program if there is no GPU; asked in another process, which gives it free again."""
     ask = [sys.executable, "-c", "import jax; jax.devices()"]
     answer = subprocess.run(ask, env=os.environ | one_gpu(), capture_output=True, text=True)
     if answer.returncode:
@@ -138,69 +165,149 @@ def check_gpu() -> None:
         )
 
 
-def make(run: tuple[str, str, str], path: Path, first: Path | None, *, repeats: int) -> bool:
-    """Makes one run, which writes `path`; whether it succeeded.
+def run_stage(stage: str, work: dict[Process, list[str]], folder: Path, end: float, values) -> None:
+    """Prepares `--jobs` processes at a time, then lets one after the other run its programs.
 
     Args:
-        run: config, variant and mode.
-        path: file of the run.
-        first: file of a short run before it, which compiles; None without one.
-        repeats: timed runs.
+        stage: "measure" or "memory".
+        work: the modes of each process, in the order in which they are run.
+        folder: of reports.
+        end: of the time, by `time.monotonic`.
+        values: flags.
     """
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(path.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    commands = [command(*run, path, repeats=repeats)]
-    if first is not None and not first.exists():
-        commands.insert(0, command(*run, first, repeats=1))
-    environment = os.environ | one_gpu() | cache
-    return all(subprocess.run(line, env=environment).returncode == 0 for line in commands)
+    for old in (*folder.glob(f"*.{stage}.turn"), *folder.glob(f"*.{stage}.ready")):
+        old.unlink()
+    running: dict[Process, subprocess.Popen] = {}
+
+    def preparing():
+        return [
+            process
+            for process in running
+            if running[process].poll() is None
+            and not (folder / f"{process.name}.{stage}.ready").exists()
+        ]
+
+    # A part of what is left, so that what is compiled is measured too.
+    prepared_by = time.monotonic() + values.compile_share * (end - time.monotonic())
+    try:
+        for process, modes in work.items():
+            wait(lambda: len(preparing()) < values.jobs, prepared_by)
+            if time.monotonic() >= prepared_by:
+                break
+            running[process] = start(process, modes, stage, folder, values)
+        wait(lambda: not preparing(), prepared_by)
+        stop([running.pop(process) for process in preparing()])
+        for process, child in running.items():
+            (folder / f"{process.name}.{stage}.turn").touch()
+            wait(lambda child=child: child.poll() is not None, end)
+            print(f"{process.name}: {stage} ended with {child.poll()}", flush=True)
+    finally:
+        stop(running.values())
+
+
+def wait(condition, end: float) -> None:
+    """Until `condition()`, but no longer than to `end`."""
+    while time.monotonic() < end and not condition():
+        time.sleep(0.1)
+
+
+def stop(processes) -> None:
+    """Ends processes that still run."""
+    processes = [process for process in processes if process.poll() is None]
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+
+
+def read_reports(folder: Path) -> dict[Process, dict[str, dict]]:
+    """Process -> mode -> report of every program that has been measured, its peak included."""
+    reports = {}
+    for process in PROCESSES:
+        for mode in MODES:
+            path = process.report(folder, mode)
+            if path.exists():
+                report = json.loads(path.read_text())
+                memory = path.with_suffix(".memory.json")
+                if memory.exists():
+                    report |= json.loads(memory.read_text())
+                reports.setdefault(process, {})[mode] = report
+    return reports
+
+
+def table(reports: dict[Process, dict[str, dict]]) -> str:
+    """All programs next to the original's figures."""
+    rows, machines = [], set()
+    for process, modes in sorted(reports.items(), key=lambda item: item[0].name):
+        target = TARGETS[process.config]
+        for mode, report in modes.items():
+            training = mode == "training"
+            original, aim = (
+                (target.train, target.train_aim) if training else (target.infer, target.infer_aim)
+            )
+            rate, peak = report["images_per_second"], report.get("peak_bytes")
+            machines.add(report["machine"])
+            rows.append(
+                (
+                    f"{process.config}, batch {report['batch']}, {mode}",
+                    process.precision,
+                    process.variant.replace("_", " + "),
+                    f"{1e3 * report['seconds']['median']:.2f}",
+                    f"{rate:,.0f}",
+                    f"{rate / original:.2f}",
+                    f"{aim:,.0f}",
+                    "ended early" if report["ended_early"] else "yes" if rate >= aim else "no",
+                    f"{report['planned_bytes'] / 1e9:.2f}",
+                    "" if peak is None else f"{peak / 1e9:.2f}",
+                    f"{target.memory_aim}" if training else "",
+                    f"{report['trace_s']:.0f} + {report['compile_s']:.0f}",
+                )
+            )
+    head = ("network", "precision", "variant", "ms", "images/s", "x original", "aim", "reached")
+    head += ("GB planned", "GB peak", "GB aim", "trace + compile, s")
+    return f"{markdown(head, rows)}\n{'; '.join(sorted(machines))}"
 
 
 def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
-    """Makes the runs that are missing and prints the table."""
+    """Runs what is missing and prints the table."""
     del argv
-    output, reports, failed = Path(values.output), {}, []
-    output.mkdir(parents=True, exist_ok=True)
-    runs = {"_".join(run): run for run in itertools.product(TARGETS, VARIANTS, MODES)}
-    paths = {name: output / f"{name}.json" for name in runs}
-    missing = [name for name in runs if values.only in name and not paths[name].exists()]
-    if missing:
-        check_gpu()
+    folder = Path(values.output)
+    folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * values.minutes
+    work = {p: p.missing(folder) for p in PROCESSES if values.only in p.name and p.missing(folder)}
     try:
-        for name, run in runs.items():
-            path = paths[name]
-            first = path.with_suffix(".first.json") if "training" in run else None
-            if name in missing and time.monotonic() < end:
-                print(f"{name} ...", flush=True)
-                if not make(run, path, first, repeats=values.repeats):
-                    failed.append(name)
-            if path.exists():
-                reports[run] = json.loads(path.read_text())
-                if first and first.exists():
-                    reports[run]["compile_s"] = json.loads(first.read_text())["compile_s"]
+        if work:
+            if not values.tiny:
+                check_gpu()
+            memory_s = min(60 * values.minutes / 5, 60 * 60)
+            run_stage("measure", work, folder, end - memory_s, values)
+            training = {p: ["training"] for p in work if p.report(folder, "training").exists()}
+            run_stage("memory", training, folder, end, values)
     finally:
+        reports = read_reports(folder)
         if reports:
             print(table(reports), flush=True)
+    failed = [f"{process.name} {mode}" for process in work for mode in process.missing(folder)]
     if failed:
-        sys.exit(f"These failed, for the reasons told above: {', '.join(failed)}.")
+        sys.exit(f"No report yet, see the logs in {folder}: {', '.join(failed)}.")
     if not reports:
-        sys.exit(f"--only={values.only!r} is in the name of no run, and {output} holds none.")
+        sys.exit(f"--only={values.only!r} names no process, and {folder} has no report.")
 
 
 def define_own_flags(values: flags.FlagValues) -> None:
     """Defines this benchmark's flags."""
-    flags.DEFINE_string("output", "runs/gpu", "Folder for a JSON file a run.", flag_values=values)
-    flags.DEFINE_string("only", "", "Make only runs whose names contain this.", flag_values=values)
-    flags.DEFINE_integer("repeats", 10, "Timed runs; medians are told.", flag_values=values)
-    flags.DEFINE_float("minutes", float("inf"), "Begins no run after so many.", flag_values=values)
+    flags.DEFINE_string("output", "runs/gpu", "Folder for reports and logs.", flag_values=values)
+    flags.DEFINE_string("only", "", "Only processes whose names contain it.", flag_values=values)
+    flags.DEFINE_integer("repeats", 5, "Timed runs, for the median.", flag_values=values)
+    flags.DEFINE_float("minutes", 120.0, "Stops after so long.", flag_values=values)
+    flags.DEFINE_float("compile_share", 0.6, "Part of it for compiling.", flag_values=values)
+    flags.DEFINE_integer("jobs", 4, "Processes that compile at a time.", flag_values=values)
+    flags.DEFINE_bool("tiny", False, "Rehearses on any device.", flag_values=values)
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    # As an interrupt: the run that is under way is stopped too, and the table printed.
+    # As an interrupt: what is under way is stopped too, and the table printed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated."))
     define_own_flags(flags.FLAGS)
     app.run(main)

@@ -9,6 +9,7 @@ images that lie on the device. Every solve takes all of its budget.
 """
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,8 @@ from mdeq_jax.runtime import devices
 from mdeq_jax.tasks import build_task
 
 
-def compile_step(config, batch_size: int, network) -> tuple:
-    """The evaluation step of a batch as `eval.py` compiles it.
+def prepare_step(config, batch_size: int, network) -> tuple[Callable, tuple]:
+    """The evaluation step that `eval.py` maps over the devices, not yet traced.
 
     Args:
         config: whose solver's `max_steps` is the largest budget.
@@ -35,19 +36,29 @@ def compile_step(config, batch_size: int, network) -> tuple:
         network: model and variables.
 
     Returns:
-        `(step_budget) -> (sums, per_sample)`; seconds of compiling; the compiled step.
+        The step; its arguments: replicated variables, a batch, and the step budget, 1.
     """
     devices.check_batch_size(batch_size, "--batch")
     model, variables = network
     step = devices.pmap(make_eval_step(model, build_task(config)))
     replicated = devices.replicate(variables)
     batch = devices.place({**random_batch(config, batch_size), "mask": jnp.ones(batch_size)})
+    return step, (replicated, batch, devices.for_each_device(np.int32(1)))
+
+
+def compile_step(config, batch_size: int, network) -> tuple:
+    """`prepare_step`, compiled.
+
+    Returns:
+        `(step_budget) -> (sums, per_sample)`; seconds of compiling; the compiled step.
+    """
+    step, arguments = prepare_step(config, batch_size, network)
     start = time.perf_counter()
-    compiled = step.lower(replicated, batch, devices.for_each_device(np.int32(1))).compile()
+    compiled = step.lower(*arguments).compile()
     seconds = time.perf_counter() - start
 
     def infer(step_budget: int):
-        return compiled(replicated, batch, devices.for_each_device(np.int32(step_budget)))
+        return compiled(*arguments[:2], devices.for_each_device(np.int32(step_budget)))
 
     return infer, seconds, compiled
 

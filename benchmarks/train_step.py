@@ -29,12 +29,12 @@ from mdeq_jax.tasks import build_task
 NUM_STEPS, STEPS_PER_EPOCH = 1_000_000, 1_000  # of the training that the step is one of
 
 
-def compile_step(config, batch_size: int) -> tuple[Callable, dict, object]:
-    """The step as `train.py` compiles it, ready to run.
+def prepare_step(config, batch_size: int) -> tuple[Callable, tuple]:
+    """The training step that `train.py` maps over the devices, not yet traced.
 
     Returns:
-        A function without arguments that takes a step and returns its `Report`; {"trace_s",
-        "compile_s"}; the compiled step, for its analyses.
+        The step; its arguments: a replicated state (which a call donates), a batch, and False for
+        the equilibrium phase (static).
     """
     devices.check_batch_size(batch_size, "--batch")
     optimizer = build_optimizer(config.train, NUM_STEPS)
@@ -46,18 +46,40 @@ def compile_step(config, batch_size: int) -> tuple[Callable, dict, object]:
     )
     state = devices.replicate(init_state(model, optimizer, config))
     batch = devices.place(random_batch(config, batch_size))
-    start = time.perf_counter()
-    lowered = step.lower(state, batch, False)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = {"trace_s": traced - start, "compile_s": time.perf_counter() - traced}
+    return step, (state, batch, False)
+
+
+def repeat_step(compiled, arguments: tuple) -> Callable:
+    """A function without arguments that takes a step and returns its `Report`.
+
+    Args:
+        compiled: the compiled step.
+        arguments: of `prepare_step`; every step takes the same batch.
+    """
+    state, batch, *_ = arguments
     held = [state]
 
     def take():
         held[0], report = compiled(held[0], batch)
         return report
 
-    return take, seconds, compiled
+    return take
+
+
+def compile_step(config, batch_size: int) -> tuple[Callable, dict, object]:
+    """The step as `train.py` compiles it, ready to run.
+
+    Returns:
+        A function without arguments that takes a step and returns its `Report`; {"trace_s",
+        "compile_s"}; the compiled step, for its analyses.
+    """
+    step, arguments = prepare_step(config, batch_size)
+    start = time.perf_counter()
+    lowered = step.lower(*arguments)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = {"trace_s": traced - start, "compile_s": time.perf_counter() - traced}
+    return repeat_step(compiled, arguments), seconds, compiled
 
 
 def memory(compiled) -> dict:
