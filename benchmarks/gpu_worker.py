@@ -3,7 +3,8 @@
 Stage "measure": it compiles its programs into JAX's persistent cache, waits for its turn and times
 them, alone on the machine. Stage "memory": a process of its own takes the training program from the
 cache and runs it, for the peak memory of the device. While XLA tries its algorithms out it takes
-memory that a step does not need. `benchmarks.gpu` starts them all.
+memory that a step does not need. `benchmarks.gpu` starts them all, as
+`python -m benchmarks.gpu_worker --stage=... --process=... --modes=...`.
 """
 
 import json

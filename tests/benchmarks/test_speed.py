@@ -1,9 +1,6 @@
 """The benchmarks of speed run, and write what they print."""
 
 import importlib
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,85 +155,6 @@ def test_known_devices_are_not_measured(monkeypatch):
     assert roofline.roof("float32").bandwidth == 4.8e12
     rates = roofline.beside_roof(Work(495e12, 2.4e12), 2.0, roofline.roof("float32"))
     assert rates["flops_share"] == 0.5 and rates["bytes_share"] == 0.25
-
-
-@pytest.mark.parametrize("mode", gpu.MODES)
-def test_gpu_commands_are_understood(mode, tmp_path, monkeypatch):
-    command = gpu.command("imagenet_small", "bfloat16", mode, tmp_path / "x", repeats=3)
-    module = {"training": train_step, "inference": inference}[mode]
-    assert command[:3] == [sys.executable, "-m", module.__name__]
-    monkeypatch.setattr("sys.argv", command[2:])
-    values = flags.FlagValues()
-    module.define_own_flags(values)
-    assert values(command[2:]) == command[2:3]  # nothing is left over
-    assert (values.batch, values.forward_steps, values.precision) == (128, 26, "bfloat16")
-    assert values.config.name == "imagenet_small"
-    assert values.config.solver.forward.history_dtype == "bfloat16"
-
-
-def test_gpu_runs_are_made_once_and_training_comes_from_the_cache(tmp_path, monkeypatch, capsys):
-    made = []
-
-    def run(command, env, **_):
-        assert env["JAX_PLATFORMS"] == "cuda"
-        if "-c" in command:
-            return subprocess.CompletedProcess(command, 0)
-        path = Path(next(word for word in command if word.startswith("--json="))[7:])
-        first = "--repeats=1" in command
-        memory = {"peak_bytes": 9e9 if first else 4e8, "planned_bytes": 3e8}
-        report = {"images_per_second": 4100.0, "memory": memory, "compile_s": 61 if first else 2}
-        report |= {"machine": "1 x NVIDIA H200", "warning": ""}
-        path.write_text(json.dumps(report))
-        made.append((path.name, env["JAX_COMPILATION_CACHE_DIR"]))
-        return subprocess.CompletedProcess(command, int("bfloat16" in path.name))
-
-    monkeypatch.setattr(gpu.subprocess, "run", run)
-    values = flags.FlagValues()
-    gpu.define_own_flags(values)
-    values(["gpu", f"--output={tmp_path}", "--only=cifar10_tiny_float32_training"])
-    for _ in range(2):
-        gpu.main([], values)
-    name, cache = "cifar10_tiny_float32_training", str(tmp_path / "compiled")
-    assert made == [(f"{name}.first.json", cache), (f"{name}.json", cache)]
-    *_, row, machine = capsys.readouterr().out.splitlines()
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[-6:] == ["yes", "0.30", "0.40", "0.7", "0.35", "61"] and machine.endswith("H200")
-
-    values.minutes = 0.0
-    gpu.main([], values)
-    assert len(made) == 2
-
-    values.minutes, values.only = 1.0, "cifar10_tiny_bfloat16"
-    with pytest.raises(SystemExit, match=r"These failed.*: cifar10_tiny_bfloat16_training"):
-        gpu.main([], values)
-
-
-def test_without_a_gpu_nothing_is_run(tmp_path, monkeypatch):
-    def run(command, **_):
-        assert "-c" in command
-        return subprocess.CompletedProcess(command, 1, stderr="no plugin\n")
-
-    monkeypatch.setattr(gpu.subprocess, "run", run)
-    values = flags.FlagValues()
-    gpu.define_own_flags(values)
-    values(["gpu", f"--output={tmp_path}"])
-    with pytest.raises(SystemExit, match="no plugin\nJAX finds no NVIDIA GPU here"):
-        gpu.main([], values)
-
-
-def test_gpu_table():
-    memory = {"peak_bytes": 5.0e9, "planned_bytes": 1}
-    report = {"images_per_second": 880.0, "memory": memory, "compile_s": 30.0, "machine": "GPU"}
-    reports = {
-        ("imagenet_small", "bfloat16", "training"): {**report, "warning": ""},
-        ("imagenet_small", "bfloat16", "inference"): {**report, "warning": "ended early"},
-    }
-    training, inference, machine = gpu.table(reports).splitlines()[2:]
-    cells = [cell.strip() for cell in training.strip("|").split("|")]
-    assert cells[2:] == ["880", "160", "5.50", "800", "yes", "0.00", "5.00", "10.3", "5.15", "30"]
-    cells = [cell.strip() for cell in inference.strip("|").split("|")]
-    assert cells[2:] == ["880", "387", "2.27", "2,000", "ended early", "", "", "", "", "30"]
-    assert machine == "GPU"
 
 
 PROGRAMS = [
