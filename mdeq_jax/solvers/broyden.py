@@ -13,11 +13,11 @@ so H_k y = -y + sum_{i<k} u_i a_i, where a_i = v_i . y follows from the unit low
     a_i = -D_i . y + sum_{j<i} (D_i . u_j) a_j.
 
 With w = H_k g_{k+1} the next step is D_{k+1} = -w |D_k|^2 / (D_k . w + |D_k|^2). One step reads
-the history twice, once for inner products (on CPUs once for each of the two) and once for a
-combination.
+the history for two inner products and for one combination.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,16 +29,19 @@ from mdeq_jax.kernels import broyden_history
 from mdeq_jax.solvers.inverse import InverseEstimate
 from mdeq_jax.solvers.loop import iterate
 from mdeq_jax.solvers.solution import Solution
+from mdeq_jax.solvers.stages import Algorithm, Step
+
+HISTORY_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class _History(NamedTuple):
-    """Steps so far, and what is known of their inner products.
+    """The steps so far and their known inner products.
 
     Attributes:
-        steps: `[B, rows, D]`; row i is D_i, zero where there is none yet.
-        sqnorms: `[B, rows]` |D_i|^2, zero where there is none yet.
-        inverse: `[B, rows, rows]` inverse of the unit lower-triangular matrix of the system for a,
-            identity where there is no step yet.
+        steps: `[B, rows, D]`; row i is D_i, or zero before there is one.
+        sqnorms: `[B, rows]` |D_i|^2, or zero before there is one.
+        inverse: `[B, rows, rows]` inverse of the unit lower-triangular matrix of the system for a;
+            rows of the identity before there are steps.
     """
 
     steps: jax.Array
@@ -59,119 +62,43 @@ def broyden(
     keep_inverse: bool = False,
     pallas: bool = False,
 ) -> Solution:
-    """Solves f(z) = z by Broyden's method, every sample on its own.
+    """Solves f(z) = z by Broyden's method, every sample separately.
 
     Args:
         f: `[B, D] -> [B, D]`, each row a function of its own row.
         z0: `[B, D]` start.
-        max_steps: most steps; one `[B, D]` buffer less is kept, and `f` is evaluated once more.
-        tol: a sample is done once its residual is under this.
+        max_steps: most steps; f is evaluated once more than there are steps, and one step fewer is
+            stored.
+        tol: a sample is finished once its residual is under this.
         stop_mode: "rel" or "abs", see `Solution`.
-        history_dtype: type in which the steps are kept ("bfloat16" halves the memory); that of
-            `z0` if None. Inner products are summed in the type of `z0` either way.
+        history_dtype: type in which the steps are stored ("bfloat16" halves the memory); None:
+            that of `z0`. Inner products are summed in the type of `z0` either way.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
-        record_at: steps after which the best iterates are recorded in the report, ascending.
-        keep_inverse: hands out the `InverseEstimate`, and with it all the steps: `max_steps`
-            states, which live for as long as it does.
-        pallas: reads the history by kernels of our own, and of it only what is filled, for GPUs; on
-            CPUs this has no effect.
+        record_at: steps after which the best iterates are recorded in the solution, ascending.
+        keep_inverse: whether the solution has the `InverseEstimate`. It keeps all the steps in
+            memory, `max_steps` states.
+        pallas: uses Pallas kernels that read only the filled rows of the history (GPU only).
+
+    Returns:
+        A `Solution`.
 
     Raises:
-        ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
+        ValueError, TypeError: an argument is out of range, or f changes the shape or type of z.
     """
-    dtype = z0.dtype
-    # The last step is not read again, save by those who ask for the estimate.
+    # The last step is read again only by the estimate.
     rows = max_steps if keep_inverse else max(max_steps - 1, 1)
-    if history_dtype not in (None, "float32", "bfloat16", "float16", "float64"):
+    if history_dtype is not None and history_dtype not in HISTORY_DTYPES:
         raise ValueError(
-            "history_dtype must be None, 'float32', 'bfloat16', 'float16' or 'float64'; "
-            f"got {history_dtype!r}."
+            f"history_dtype must be None or one of {HISTORY_DTYPES}; got {history_dtype!r}."
         )
-    stored = jnp.dtype(history_dtype or dtype)
-
-    def dot(subscripts, history, other):
-        return jnp.einsum(
-            subscripts,
-            history,
-            other.astype(history.dtype),
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=dtype,
-        )
-
-    by_kernels = pallas and hardware.target().platform == "gpu"
-
-    def inner_products(steps, filled, gz, last):
-        """`[B, rows]` with each of the two, `[B, D]`; `last` is the last of the filled rows."""
-        if by_kernels:
-            return broyden_history.inner_products(steps, filled, gz)
-        if hardware.target().platform != "gpu":
-            return [dot("bnd,bd->bn", steps, other) for other in (gz, last)]
-        # One pass over the history for both: XLA computes sums over one array in one kernel.
-        return [jnp.sum(steps.astype(dtype) * other[:, None, :], axis=2) for other in (gz, last)]
-
-    def direction(steps, filled, weights, gz, last):
-        """w `[B, D]`, and its product with the last step, `[B]`."""
-        if by_kernels:
-            return broyden_history.direction(steps, filled, weights, gz)
-        w = dot("bnd,bn->bd", steps, weights) - gz
-        return w, jnp.sum(last * w, axis=1)
-
-    def init(z):
-        batch, features = z.shape
-        return _History(
-            steps=jnp.zeros((batch, rows, features), stored),
-            sqnorms=jnp.zeros((batch, rows), dtype),
-            inverse=jnp.broadcast_to(jnp.eye(rows, dtype=dtype), (batch, rows, rows)),
-        )
-
-    def next_step(history, gz, step):
-        """The step from where g is gz, and the history that it takes; the first one is gz."""
-        steps, sqnorms, inverse = history
-        # D_k led here. There is none yet at the first step, where all of these are zero: a branch
-        # for it would make GPUs wait for the host at every step.
-        k = jnp.maximum(step - 1, 0)
-        last = lax.dynamic_index_in_dim(steps, k, axis=1, keepdims=False).astype(dtype)
-        last_sqnorm = lax.dynamic_index_in_dim(sqnorms, k, axis=1, keepdims=False)
-        with_g, with_last = inner_products(steps, step, gz, last)
-
-        # Row k of the triangular system: D_k . u_j = D_k . D_{j+1} / |D_j|^2 for j < k. The
-        # inverse's row follows from the rows above it, which are its final ones.
-        known = (jnp.arange(rows) < k)[None, :]
-        scale = jnp.where(sqnorms > 0, 1 / jnp.where(sqnorms > 0, sqnorms, 1), 0)
-        row = jnp.where(known, jnp.roll(with_last, -1, axis=1) * scale, 0)
-        inverse_row = jnp.einsum("bj,bji->bi", row, inverse, precision=lax.Precision.HIGHEST)
-        inverse_row = inverse_row.at[:, k].set(1)
-        inverse = inverse.at[:, k].set(inverse_row)
-
-        a = -jnp.einsum("bij,bj->bi", inverse, with_g, precision=lax.Precision.HIGHEST)
-        weights = jnp.roll(jnp.where(known, a * scale, 0), 1, axis=1)  # of D_{i+1}
-        w, last_w = direction(steps, step, weights, gz, last)
-        denominator = last_w + last_sqnorm
-        # A zero (or rounded to zero) denominator is a singular update: this sample has stalled.
-        # So it has where squares overflow or vanish (in float32: steps over 1e19, under 1e-19).
-        safe = jnp.abs(denominator) > 4 * jnp.finfo(dtype).eps * last_sqnorm
-        safe &= jnp.isfinite(denominator)
-        factor = jnp.where(safe, -last_sqnorm / jnp.where(safe, denominator, 1), 0)
-        first = step == 0
-        return inverse, jnp.where(first, -1, factor)[:, None] * w, ~safe & ~first
-
-    def update(history, step, z, fz, gz, active):
-        inverse, delta, stuck = next_step(history, gz, step)
-        stuck &= active
-        delta = jnp.where((active & ~stuck)[:, None], delta, 0)
-        z, sqnorm = z + delta, jnp.sum(jnp.square(delta), axis=1)
-        steps = history.steps.at[:, step].set(delta.astype(stored), mode="drop")
-        # Without it the step itself would stay in memory while f is evaluated.
-        if hardware.target().platform == "gpu":
-            z, sqnorm, steps = lax.optimization_barrier((z, sqnorm, steps))
-        sqnorms = history.sqnorms.at[:, step].set(sqnorm, mode="drop")
-        return _History(steps, sqnorms, inverse), z, stuck
-
+    reading = _reading(pallas)
     solution = iterate(
         f,
         z0,
-        init,
-        update,
+        Algorithm(
+            init=partial(_empty_history, rows, jnp.dtype(history_dtype or z0.dtype)),
+            update=partial(_update, reading),
+        ),
         max_steps=max_steps,
         tol=tol,
         stop_mode=stop_mode,
@@ -182,3 +109,121 @@ def broyden(
     if keep_inverse:
         solution = solution._replace(inverse=InverseEstimate(*solution.inverse, solution.steps))
     return solution
+
+
+class _Reading(NamedTuple):
+    """One way of reading the history.
+
+    Attributes:
+        inner_products: (steps, number of filled rows, gz, last step) -> `[B, rows]` products of
+            each step with gz and with the last step.
+        direction: (steps, number of filled rows, weights `[B, rows]`, gz, last step) -> w
+            `[B, D]`, the weighted sum of the steps less gz, and `[B]` its product with the last
+            step.
+    """
+
+    inner_products: Callable
+    direction: Callable
+
+
+def _inner_products(steps, filled, gz, last):
+    return [_product("bnd,bd->bn", steps, other) for other in (gz, last)]
+
+
+def _direction(steps, filled, weights, gz, last):
+    w = _product("bnd,bn->bd", steps, weights) - gz
+    return w, jnp.sum(last * w, axis=1)
+
+
+def _product(subscripts, history, other):
+    return jnp.einsum(
+        subscripts,
+        history,
+        other.astype(history.dtype),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=other.dtype,
+    )
+
+
+def _inner_products_in_one_pass(steps, filled, gz, last):
+    """Both products in one kernel, into which XLA fuses sums over the same array."""
+    steps = steps.astype(gz.dtype)
+    return [jnp.sum(steps * other[:, None, :], axis=2) for other in (gz, last)]
+
+
+def _pallas_inner_products(steps, filled, gz, last):
+    return broyden_history.inner_products(steps, filled, gz)
+
+
+def _pallas_direction(steps, filled, weights, gz, last):
+    return broyden_history.direction(steps, filled, weights, gz)
+
+
+_REFERENCE = _Reading(_inner_products, _direction)
+_ONE_PASS = _Reading(_inner_products_in_one_pass, _direction)
+_PALLAS = _Reading(_pallas_inner_products, _pallas_direction)
+
+
+def _reading(pallas: bool) -> _Reading:
+    on_gpu = hardware.target().platform == "gpu"
+    return _REFERENCE if not on_gpu else _PALLAS if pallas else _ONE_PASS
+
+
+def _empty_history(rows: int, stored: jnp.dtype, z: jax.Array) -> _History:
+    batch, features = z.shape
+    return _History(
+        steps=jnp.zeros((batch, rows, features), stored),
+        sqnorms=jnp.zeros((batch, rows), z.dtype),
+        inverse=jnp.broadcast_to(jnp.eye(rows, dtype=z.dtype), (batch, rows, rows)),
+    )
+
+
+def _update(reading: _Reading, history: _History, index: jax.Array, now: Step):
+    inverse, delta, stuck = _next_step(reading, history, now.gz, index)
+    stuck &= now.active
+    delta = jnp.where((now.active & ~stuck)[:, None], delta, 0)
+    z, sqnorm = now.z + delta, jnp.sum(jnp.square(delta), axis=1)
+    steps = history.steps.at[:, index].set(delta.astype(history.steps.dtype), mode="drop")
+    # Without the barrier XLA for GPUs keeps the step itself in memory while f is evaluated.
+    if hardware.target().platform == "gpu":
+        z, sqnorm, steps = lax.optimization_barrier((z, sqnorm, steps))
+    sqnorms = history.sqnorms.at[:, index].set(sqnorm, mode="drop")
+    return _History(steps, sqnorms, inverse), z, stuck
+
+
+def _next_step(reading: _Reading, history: _History, gz: jax.Array, index: jax.Array):
+    """D_{k+1} from g(z_{k+1}) = gz, where k + 1 = `index`; the first step, D_0, is gz.
+
+    Returns:
+        The history's `inverse` with row k, the step `[B, D]`, and `[B]` bool, whether the sample
+        has none.
+    """
+    steps, sqnorms, inverse = history
+    rows = sqnorms.shape[1]
+    # There is no D_k at the first step, where all of these are zero. A branch for it would
+    # synchronise GPUs with the host at every step.
+    k = jnp.maximum(index - 1, 0)
+    last = lax.dynamic_index_in_dim(steps, k, axis=1, keepdims=False).astype(gz.dtype)
+    last_sqnorm = lax.dynamic_index_in_dim(sqnorms, k, axis=1, keepdims=False)
+    with_g, with_last = reading.inner_products(steps, index, gz, last)
+
+    # Row k of the triangular system: D_k . u_j = D_k . D_{j+1} / |D_j|^2 for j < k. Row k of the
+    # inverse follows from the rows above it, which no longer change.
+    known = (jnp.arange(rows) < k)[None, :]
+    scale = jnp.where(sqnorms > 0, 1 / jnp.where(sqnorms > 0, sqnorms, 1), 0)
+    row = jnp.where(known, jnp.roll(with_last, -1, axis=1) * scale, 0)
+    inverse_row = jnp.einsum("bj,bji->bi", row, inverse, precision=lax.Precision.HIGHEST)
+    inverse_row = inverse_row.at[:, k].set(1)
+    inverse = inverse.at[:, k].set(inverse_row)
+
+    a = -jnp.einsum("bij,bj->bi", inverse, with_g, precision=lax.Precision.HIGHEST)
+    weights = jnp.roll(jnp.where(known, a * scale, 0), 1, axis=1)  # of D_{i+1}
+    w, last_w = reading.direction(steps, index, weights, gz, last)
+    denominator = last_w + last_sqnorm
+    # If the denominator is zero to rounding, the update is singular and the sample has stalled.
+    # The same holds where squares over- or underflow (in float32: steps over 1e19, under 1e-19).
+    safe = jnp.abs(denominator) > 4 * jnp.finfo(gz.dtype).eps * last_sqnorm
+    safe &= jnp.isfinite(denominator)
+    factor = jnp.where(safe, -last_sqnorm / jnp.where(safe, denominator, 1), 0)
+    first = index == 0
+    return inverse, jnp.where(first, -1, factor)[:, None] * w, ~safe & ~first

@@ -1,4 +1,4 @@
-"""Plain (damped) fixed-point iteration."""
+"""Fixed-point iteration, with damping."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mdeq_jax.solvers.loop import iterate
 from mdeq_jax.solvers.solution import Solution
+from mdeq_jax.solvers.stages import Algorithm, Step
 
 
 def fixed_point_iteration(
@@ -25,28 +26,31 @@ def fixed_point_iteration(
     Args:
         f: `[B, D] -> [B, D]`, each row a function of its own row.
         z0: `[B, D]` start.
-        max_steps: most steps; `f` is evaluated once more than there are steps.
-        tol: a sample is done once its residual is under this.
+        max_steps: most steps; f is evaluated once more than there are steps.
+        tol: a sample is finished once its residual is under this.
         stop_mode: "rel" or "abs", see `Solution`.
         tau: damping, in (0, 1]; 1 is the undamped iteration.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
-        record_at: steps after which the best iterates are recorded in the report, ascending.
+        record_at: steps after which the best iterates are recorded in the solution, ascending.
+
+    Returns:
+        A `Solution`.
 
     Raises:
-        ValueError, TypeError: an argument is out of range, or `f` does not keep shape and type.
+        ValueError, TypeError: an argument is out of range, or f changes the shape or type of z.
     """
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be in (0, 1]; got {tau}.")
 
-    def update(state, step, z, fz, gz, active):
-        proposed = z + tau * gz if tau != 1 else fz
-        return state, jnp.where(active[:, None], proposed, z), jnp.zeros_like(active)
+    def update(state, _, step: Step):
+        proposed = step.z + tau * step.gz if tau != 1 else step.fz
+        z = jnp.where(step.active[:, None], proposed, step.z)
+        return state, z, jnp.zeros_like(step.active)
 
     return iterate(
         f,
         z0,
-        lambda z: (),
-        update,
+        Algorithm(init=lambda z: (), update=update),
         max_steps=max_steps,
         tol=tol,
         stop_mode=stop_mode,

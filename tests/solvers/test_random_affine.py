@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mdeq_jax.solvers import SOLVERS, Status, anderson, broyden, fixed_point_iteration
-from mdeq_jax.solvers.loop import DIVERGED_ABS, DIVERGED_REL
 from mdeq_jax.solvers.norms import REL_EPS
+from mdeq_jax.solvers.stages import DIVERGED_ABS, DIVERGED_REL
 from tests.helpers.sample_maps import Maps, compiled
 
 BATCH, SIZE, GROUP, MAX_STEPS = 128, 12, 16, 40
