@@ -1,4 +1,4 @@
-"""PyTorch checkpoints of the original repositories: read without PyTorch, converted, exported."""
+"""Reads, converts and exports PyTorch checkpoints of the original repositories."""
 
 from mdeq_jax.convert.errors import WeightsFileError
 from mdeq_jax.convert.mdeq.architectures import KNOWN_ARCHITECTURES, Architecture, recognise

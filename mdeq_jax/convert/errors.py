@@ -1,15 +1,15 @@
-"""The one error of this room, and how it shows what a file says."""
+"""The error of this package, and names from a file in its messages."""
 
 import reprlib
 
 
 class WeightsFileError(ValueError):
-    """A weights file cannot be used: damaged, refused as unsafe, or of another network.
+    """A weights file is damaged, refused as unsafe, or of another network.
 
-    The message names the file or the entry at fault, what was required and what to do.
+    The message names the file or the entry, the requirement and a remedy.
     """
 
 
 def printable(name: str) -> str:
-    """A name from a file, shortened and escaped if it is not fit for a terminal as it is."""
+    """Returns a name from a file, shortened and escaped if a terminal could not show it."""
     return name if name.isprintable() and len(name) < 200 else reprlib.repr(name)

@@ -1,4 +1,4 @@
-"""What `convert_torch_weights.py` prints."""
+"""The reports that `convert_torch_weights.py` prints."""
 
 import os
 
@@ -11,7 +11,10 @@ from mdeq_jax.convert.torch_file.unpickle import load_torch_file
 
 
 def inspect_file(path: str | os.PathLike) -> str:
-    """What a weights file holds: every key with its shape and type, and what it is recognised as.
+    """Lists every key of a weights file with its shape and type, and the network it belongs to.
+
+    Args:
+        path: of the file.
 
     Raises:
         WeightsFileError: the file cannot be read.
@@ -31,12 +34,12 @@ def inspect_file(path: str | os.PathLike) -> str:
         parameters = count_parameters(name_table(found.architecture))
         lines.append(f"parameters: {parameters:,}")
     lines += [f"note: {note}" for note in named.notes]
-    lines += [f"beside the network: {line}" for line in named.ignored]
+    lines += [f"not part of the network: {line}" for line in named.ignored]
     return "\n".join([*lines, f"recognised as: {found.text}"])
 
 
 def summarize(conversion: Conversion) -> str:
-    """The summary of a conversion."""
+    """Returns the summary of a conversion."""
     lines = [f"parameters: {conversion.parameters:,}"]
     lines += [f"note: {note}" for note in conversion.notes]
     lines += [f"ignored by name: {line}" for line in conversion.ignored]

@@ -1,7 +1,7 @@
-"""State dicts of the original to Flax variables, and back."""
+"""Converts state dicts of the original code to Flax variables, and back."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -11,16 +11,19 @@ from mdeq_jax.convert.mdeq.architectures import architecture_of, overrides, reco
 from mdeq_jax.convert.mdeq.names import CELL, Misfit, count_parameters, find_misfit, name_table
 from mdeq_jax.convert.mdeq.variants import TORCHDEQ_CELL, Named, standard_names
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 
 class Conversion(NamedTuple):
-    """A converted state dict, and what there is to say about it.
+    """A converted state dict, and a report on it.
 
     Attributes:
         variables: Flax variables.
         parameters: number of trainable parameters.
-        recognised: which known architectures it is of.
-        notes: what its names tell.
-        ignored: one line for each group of entries that was left out by name.
+        recognised: the known architectures that it fits.
+        notes: conclusions from its names.
+        ignored: one line for each group of entries that was ignored by name.
     """
 
     variables: dict
@@ -30,29 +33,29 @@ class Conversion(NamedTuple):
     ignored: list[str]
 
 
-def convert_state_dict(state_dict: Mapping[str, np.ndarray], config) -> dict:
-    """The Flax variables of an original network.
+def convert_state_dict(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> dict:
+    """Returns the Flax variables of an original network.
 
-    Understands bare state dicts and those of `DataParallel`, of the segmentation wrapper, of the
-    first version of the repository and of TorchDEQ (whose fusion weight norm takes
-    `config.model.fuse_weight_norm=True`).
+    It accepts bare state dicts and those of `DataParallel`, of the segmentation wrapper, of the
+    first version of the repository and of TorchDEQ. TorchDEQ's fusion weight norm needs
+    `config.model.fuse_weight_norm=True`.
 
     Args:
-        state_dict: of `load_torch_file`: names to arrays in PyTorch's layout.
-        config: a config of `configs/`; `model` is read.
+        state_dict: from `load_torch_file`: names to arrays in PyTorch's layout.
+        config: a config of `configs/`; only `model` is read.
 
     Returns:
         {"params": ..., "batch_stats": ...} of `build_model(config)`, float32 numpy arrays.
 
     Raises:
-        WeightsFileError: lists every missing, unexpected and mis-shaped key, and says what the
-            state dict does fit.
+        WeightsFileError: lists every missing, unexpected and mis-shaped key, and the
+            architectures that the state dict fits.
     """
     return convert(state_dict, config).variables
 
 
-def convert(state_dict: Mapping[str, np.ndarray], config) -> Conversion:
-    """`convert_state_dict`, with a report. Arguments and errors as there."""
+def convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conversion:
+    """Does what `convert_state_dict` does, and returns a report as well."""
     named = standard_names(state_dict)
     table = name_table(config.model)
     misfit = find_misfit(named.tensors, table)
@@ -67,7 +70,7 @@ def convert(state_dict: Mapping[str, np.ndarray], config) -> Conversion:
         _insert(variables, entry.path, np.array(weight, np.float32, order="C"))
     ignored = list(named.ignored)
     if counters:
-        ignored.append(f"*.num_batches_tracked: {counters} counters that only PyTorch has")
+        ignored.append(f"*.num_batches_tracked: {counters} counters that only PyTorch uses")
     for line in ignored:
         logging.info("Ignored %s", line)
     return Conversion(
@@ -79,23 +82,23 @@ def convert(state_dict: Mapping[str, np.ndarray], config) -> Conversion:
     )
 
 
-def export_state_dict(variables: Mapping, config) -> dict[str, np.ndarray]:
-    """The state dict that the original's `load_state_dict` takes: `convert_state_dict` undone.
+def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.ndarray]:
+    """Returns the state dict for the original's `load_state_dict`: inverts `convert_state_dict`.
 
     Args:
         variables: Flax variables of `build_model(config)`.
-        config: as there; with `model.fuse_weight_norm` the names are TorchDEQ's.
+        config: a config of `configs/`; with `model.fuse_weight_norm` the names are TorchDEQ's.
 
     Returns:
-        Names to float32 arrays, in PyTorch's order and layout; the counters `num_batches_tracked`,
-        int64, are 0. The names are the network's own: the prefix `model.`, which released
-        segmentation files have, comes from the module that the original wraps it in.
+        Names to float32 arrays, in PyTorch's order and layout. The counters `num_batches_tracked`
+        are int64 zeros. Released segmentation files have the prefix `model.`, because the original
+        wraps the network in a module. The names here lack it.
 
     Raises:
-        WeightsFileError: variables of another network; lists what differs.
+        WeightsFileError: the variables are of another network; lists the differences.
     """
     table = name_table(config.model)
-    leaves = dict(_flatten(variables))
+    leaves: dict[tuple[str, ...], np.ndarray] = dict(_flatten(variables))
     paths = {entry.path for entry in table if entry.path is not None}
     wrong = [f"missing {'/'.join(path)}" for path in sorted(paths - leaves.keys())]
     wrong += [f"unexpected {'/'.join(path)}" for path in sorted(leaves.keys() - paths)]
@@ -112,7 +115,7 @@ def export_state_dict(variables: Mapping, config) -> dict[str, np.ndarray]:
             if leaf.shape == needed:
                 state_dict[name] = np.array(entry.rule.to_torch(leaf), np.float32, order="C")
             else:
-                wrong.append(f"{'/'.join(entry.path)} is {leaf.shape}, required is {needed}")
+                wrong.append(f"{'/'.join(entry.path)} is {leaf.shape}, but must be {needed}")
     if wrong:
         raise WeightsFileError(
             "The variables are not those of build_model(config):\n  "
@@ -122,12 +125,12 @@ def export_state_dict(variables: Mapping, config) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def _explain(misfit: Misfit, named: Named, config) -> str:
-    """Every entry that does not fit, and what the file does fit."""
+def _explain(misfit: Misfit, named: Named, config: "ConfigDict") -> str:
+    """Lists the entries that do not fit, and the architectures that the file does fit."""
     unexpected = [printable(named.file_names[name]) for name in misfit.unexpected]
     lists = (
-        ("missing (the network has them, the file has not)", misfit.missing),
-        ("unexpected (the file has them, the network has not)", unexpected),
+        ("missing (the network has them, the file does not)", misfit.missing),
+        ("unexpected (the file has them, the network does not)", unexpected),
         ("mis-shaped", misfit.misshapen),
     )
     lines = [f"The weights do not fit config.model: {misfit.count} entries differ."]
@@ -135,7 +138,8 @@ def _explain(misfit: Misfit, named: Named, config) -> str:
         if entries:
             lines += [f"{len(entries)} {title}:", *(f"  {entry}" for entry in entries)]
     recognised = recognise(named.tensors)
-    if recognised.architecture is not None and not recognised.misfit.count:
+    fits = recognised.misfit is not None and not recognised.misfit.count
+    if recognised.architecture is not None and fits:
         changes = overrides(architecture_of(config.model), recognised.architecture)
         if changes:
             lines.append(f"The file fits this config with {' '.join(changes)}")
@@ -149,7 +153,7 @@ def _insert(tree: dict, path: tuple[str, ...], leaf) -> None:
     tree[path[-1]] = leaf
 
 
-def _flatten(tree: Mapping, path=()):
+def _flatten(tree: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, (*path, key))

@@ -133,16 +133,16 @@ def convert(dataset: str, data_dir: str, output_dir: str) -> pathlib.Path:
     return output
 
 
-def main(argv) -> None:
+def main(argv: list[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    dataset, data_dir = _DATASET.value, _DATA_DIR.value
+    dataset, data_dir = str(_DATASET.value), str(_DATA_DIR.value)
     manual_dir = pathlib.Path(_MANUAL_DIR.value or pathlib.Path(data_dir, "downloads", "manual"))
     try:
         if _CONVERT_TO.value:
+            convert(dataset, data_dir, _CONVERT_TO.value)
             data_dir = _CONVERT_TO.value
-            convert(dataset, _DATA_DIR.value, data_dir)
         else:
             prepare(dataset, data_dir, manual_dir)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Pictures of what was computed."""
+"""Figures, drawn from arrays alone."""
 
 from mdeq_jax.extras import require_extra
 

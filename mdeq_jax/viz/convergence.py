@@ -1,4 +1,4 @@
-"""How fast the solves converge, as a picture."""
+"""Plots how fast the solves converge."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def plot_convergence(
     forward_tol: float | None = None,
     backward_tol: float | None = None,
 ) -> None:
-    """Draws residual against solver step: median, and the band from 10 to 90 % of the examples.
+    """Draws residual against solver step: the median, and the band from 10 to 90 % of examples.
 
     Args:
         path: PNG file to write.
@@ -26,8 +26,8 @@ def plot_convergence(
         title: of the whole figure.
         forward_label: names the forward solver.
         backward_label: names the gradient.
-        forward_tol: drawn as a line, if given.
-        backward_tol: the same.
+        forward_tol: tolerance of the forward solver, drawn as a line.
+        backward_tol: tolerance of the backward solver, drawn as a line.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
@@ -39,7 +39,7 @@ def plot_convergence(
     contents = ((forward, forward_label, forward_tol), (backward, backward_label, backward_tol))
     for (axis, heading, ylabel), (trace, label, tol) in zip(panels, contents):
         steps = np.arange(1, len(trace) + 1)
-        # A solver stops a sample at a residual of zero; from there on it stays at it.
+        # A solver stops a sample at a residual of zero, so the sample keeps its last residual.
         low, median, high = np.nanquantile(_fill_forward(trace), (0.1, 0.5, 0.9), axis=1)
         axis.fill_between(steps, low, high, alpha=0.25, linewidth=0, label="10-90 % of examples")
         axis.plot(steps, median, marker="o", markersize=3, label="median")

@@ -1,10 +1,12 @@
-"""Segmentations as pictures: coloured maps, overlays and contact sheets."""
+"""Pictures of segmentations: coloured maps, overlays and contact sheets."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -14,7 +16,7 @@ Color = tuple[int, int, int]
 def colorize(
     classes: np.ndarray, colors: tuple[Color, ...], other: Color = (0, 0, 0)
 ) -> np.ndarray:
-    """Draws a map of classes in their colours.
+    """Draws a map of classes in the colours of the classes.
 
     Args:
         classes: int `[H, W]`.
@@ -50,7 +52,7 @@ class Row(NamedTuple):
     Attributes:
         name: of the image.
         image: uint8 `[H, W, 3]`.
-        truth: int `[H, W]`; None: not known.
+        truth: int `[H, W]`, or None if it is unknown.
         prediction: int `[H, W]`.
         confidence: `[H, W]` probability of the predicted class.
         residual: `[h, w]` relative residual of the equilibrium, at any resolution.
@@ -75,18 +77,17 @@ def contact_sheet(
     title: str = "",
     dpi: int = 100,
 ) -> None:
-    """Draws image, truth, prediction, confidence and residual side by side, one row an image.
+    """Draws image, truth, prediction, confidence and residual side by side, one row per image.
 
-    The residual is drawn on one logarithmic scale for the whole sheet. Truths are shown where
-    there is one.
+    All residuals share one logarithmic scale. Without any truth, the sheet has no such column.
 
     Args:
         path: picture file to write.
-        rows: what to draw.
+        rows: the images.
         class_names: of the classes 0, 1, ...
         colors: RGB of the same.
         title: of the sheet.
-        dpi: pixels an inch; a panel is 3 inches wide.
+        dpi: pixels per inch; a panel is 3 inches wide.
 
     Raises:
         ValueError: there are no rows.
@@ -101,48 +102,76 @@ def contact_sheet(
         figsize=(3 * len(headings), (height + 0.25) * len(rows) + 0.9), layout="constrained"
     )
     figure.suptitle(title, fontsize=13)
-    # The last row holds the legend and the colour bars, so that all panels are of one size.
+    # The last row holds the legend and the colour bars, so all panels have one size.
     grid = figure.add_gridspec(
         len(rows) + 1, len(headings), height_ratios=[*([height] * len(rows)), 0.12]
     )
-    logarithms = [np.log10(np.maximum(row.residual, 1e-12)) for row in rows]
-    low, high = np.quantile(np.concatenate([x.ravel() for x in logarithms]), (0.01, 0.99))
-
-    for i, (row, logarithm) in enumerate(zip(rows, logarithms)):
+    residuals = np.concatenate([_log10(row.residual).ravel() for row in rows])
+    low, high = np.quantile(residuals, (0.01, 0.99))
+    limits = (float(low), max(float(high), float(low) + 1e-3))
+    scales = []
+    for i, row in enumerate(rows):
         axes = [figure.add_subplot(grid[i, j]) for j in range(len(headings))]
-        panels = [row.image]
-        if with_truth:
-            blank = np.full(row.prediction.shape, -1)
-            panels.append(colorize(blank if row.truth is None else row.truth, colors))
-        panels.append(colorize(row.prediction, colors))
-        for axis, panel in zip(axes, panels):
-            axis.imshow(panel, interpolation="nearest")
-        certain = axes[-2].imshow(row.confidence, cmap="viridis", vmin=0, vmax=1)
-        residual = axes[-1].imshow(logarithm, cmap="magma", vmin=low, vmax=max(high, low + 1e-3))
-        axes[0].set_ylabel(row.name, fontsize=9)
-        axes[len(panels) - 1].set_xlabel(row.caption, fontsize=9)
+        scales = _draw_row(axes, row, colors, limits, with_truth)
         for axis, heading in zip(axes, headings):
             axis.set_xticks([])
             axis.set_yticks([])
             if i == 0:
                 axis.set_title(heading, fontsize=11)
-    for column, image in ((-2, certain), (-1, residual)):
-        place = figure.add_subplot(grid[-1, column])
-        bar = figure.colorbar(image, cax=place, orientation="horizontal")
+    bars = [
+        figure.colorbar(scale, cax=figure.add_subplot(grid[-1, column]), orientation="horizontal")
+        for column, scale in zip((-2, -1), scales)
+    ]
+    for bar in bars:
         bar.ax.tick_params(labelsize=8)
-    bar.ax.xaxis.set_major_locator(MaxNLocator(4))
-    bar.ax.xaxis.set_major_formatter(lambda x, _: f"{10**x:.1e}".replace("e-0", "e-"))
+    bars[-1].ax.xaxis.set_major_locator(MaxNLocator(4))
+    bars[-1].ax.xaxis.set_major_formatter(lambda x, _: f"{10**x:.1e}".replace("e-0", "e-"))
+    _add_legend(figure, class_names, colors, with_truth)
+    figure.savefig(path, dpi=dpi)
+
+
+def _log10(residual: np.ndarray) -> np.ndarray:
+    return np.log10(np.maximum(residual, 1e-12))
+
+
+def _draw_row(
+    axes: list[Axes],
+    row: Row,
+    colors: tuple[Color, ...],
+    limits: tuple[float, float],
+    with_truth: bool,
+) -> list[AxesImage]:
+    """Draws one row of panels, and returns those of the confidence and of the residual."""
+    panels = [row.image]
+    if with_truth:
+        blank = np.full(row.prediction.shape, -1)
+        panels.append(colorize(blank if row.truth is None else row.truth, colors))
+    panels.append(colorize(row.prediction, colors))
+    for axis, panel in zip(axes, panels):
+        axis.imshow(panel, interpolation="nearest")
+    axes[0].set_ylabel(row.name, fontsize=9)
+    axes[len(panels) - 1].set_xlabel(row.caption, fontsize=9)
+    low, high = limits
+    return [
+        axes[-2].imshow(row.confidence, cmap="viridis", vmin=0, vmax=1),
+        axes[-1].imshow(_log10(row.residual), cmap="magma", vmin=low, vmax=high),
+    ]
+
+
+def _add_legend(
+    figure: Figure, class_names: tuple[str, ...], colors: tuple[Color, ...], with_truth: bool
+) -> None:
     entries = [*zip(class_names, colors, strict=True)]
     if with_truth:
         entries.append(("not labelled", (0, 0, 0)))
+    handles = [
+        Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor="grey", linewidth=0.5, label=name)
+        for name, (r, g, b) in entries
+    ]
     figure.legend(
-        handles=[
-            Patch(facecolor=np.array(color) / 255, edgecolor="grey", linewidth=0.5, label=name)
-            for name, color in entries
-        ],
+        handles=handles,
         loc="outside lower center",
         ncols=min(len(entries), 12),
         frameon=False,
         fontsize=10,
     )
-    figure.savefig(path, dpi=dpi)

@@ -282,7 +282,7 @@ def test_export_refuses_other_variables(tiny):
     for line in (
         "missing params/head/classifier/bias",
         "unexpected batch_stats/extra",
-        "params/head/classifier/kernel is (200, 7), required is (200, 10)",
+        "params/head/classifier/kernel is (200, 7), but must be (200, 10)",
     ):
         assert line in str(caught.value)
 

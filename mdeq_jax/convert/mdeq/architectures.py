@@ -1,23 +1,24 @@
-"""Which network a file is of: what its names and shapes show, and the released ones by name."""
+"""Recognises the network of a file by its names and shapes; lists the released networks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count, takewhile
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from mdeq_jax.convert.mdeq.names import CELL, Misfit, find_misfit, name_table
 
+Item = TypeVar("Item")
 Shapes = Mapping[str, tuple[int, ...]]
 _MAX_SCALES = 16  # more than any image can be halved; the table grows with their square
 
 
 class Architecture(NamedTuple):
-    """The fields of `config.model` that show in the names and shapes of a state dict.
+    """The fields of `config.model` that affect the names and shapes of a state dict.
 
-    What does not show has one value throughout, so that two networks with the same tensors are
-    equal: `downsample_times` up to 2 with more than two scales (2), the fields of the other head
-    (empty, 0), and those of the fusion with a single scale (False).
+    Other values are fixed, so that two networks with the same tensors are equal. These are
+    `downsample_times` up to 2 with more than two scales (2), the fields of the other head (empty,
+    0), and those of the fusion with a single scale (False).
     """
 
     name: str
@@ -37,7 +38,7 @@ class Architecture(NamedTuple):
     final_conv_kernel: int = 0
 
 
-# Fields by which files of one network differ from each other, and that a user may well override.
+# Fields in which files of one network may differ, and that a user may want to override.
 FLAGS = (
     "weight_norm",
     "fuse_weight_norm",
@@ -49,7 +50,7 @@ FLAGS = (
 
 
 def architecture_of(model) -> Architecture:
-    """The architecture of `config.model`."""
+    """Returns the architecture of `config.model`."""
     fields = {field: model[field] for field in Architecture._fields}
     fields |= {k: tuple(v) for k, v in fields.items() if isinstance(v, list | tuple)}
     return _only_visible(Architecture(**fields))
@@ -67,13 +68,13 @@ def _only_visible(a: Architecture) -> Architecture:
 
 
 def infer_architecture(shapes: Shapes) -> Architecture | None:
-    """The architecture that names and shapes (see `standard_names`) are of, as far as they show.
+    """Infers the architecture from the names (see `standard_names`) and shapes of a state dict.
 
     Returns:
-        None where they are not an MDEQ's; otherwise one whose `name_table` the file fits, unless
-        it is incomplete.
+        None if they are not an MDEQ's. Otherwise an architecture whose `name_table` the file fits,
+        unless the file is incomplete.
     """
-    branches = list(takewhile(bool, (_branch(shapes, i) for i in range(_MAX_SCALES + 1))))
+    branches = _until_none(_branch(shapes, i) for i in range(_MAX_SCALES + 1))
     head = _head(shapes)
     if not 1 <= len(branches) <= _MAX_SCALES or head is None:
         return None
@@ -100,16 +101,25 @@ def infer_architecture(shapes: Shapes) -> Architecture | None:
     )
 
 
+def _until_none(items: Iterable[Item | None]) -> list[Item]:
+    """Returns the items before the first None."""
+    found = []
+    for item in items:
+        if item is None:
+            break
+        found.append(item)
+    return found
+
+
 def _kernel_shape(shapes: Shapes, name: str) -> tuple[int, ...] | None:
     shape = shapes.get(f"{name}.weight_v", shapes.get(f"{name}.weight"))
     return shape if shape is not None and len(shape) == 4 and min(shape) > 0 else None
 
 
 def _branch(shapes: Shapes, i: int) -> tuple[int, int, int, int] | None:
-    """Width, blocks, 5x5 convolutions and expansion of resolution i; None if there is none."""
+    """Returns width, blocks, 5x5 convolutions and expansion of resolution i; None without one."""
     blocks = (f"{CELL}branches.{i}.blocks.{b}" for b in count())
-    kernels = takewhile(bool, (_kernel_shape(shapes, f"{block}.conv1") for block in blocks))
-    first = list(kernels)
+    first = _until_none(_kernel_shape(shapes, f"{block}.conv1") for block in blocks)
     if not first:
         return None
     sizes = []
@@ -126,7 +136,7 @@ def _head(shapes: Shapes) -> dict | None:
     pixel_classes = _kernel_shape(shapes, "last_layer.3")
     if classes is not None and len(classes) == 2:
         kernels = (_kernel_shape(shapes, f"incre_modules.{i}.0.conv1") for i in count())
-        widths = tuple(shape[0] for shape in takewhile(bool, kernels))
+        widths = tuple(shape[0] for shape in _until_none(kernels))
         fields = dict(num_classes=classes[0], final_channels=classes[1], head_channels=widths)
         return dict(name="mdeq_classifier", **fields) if widths else None
     if pixel_classes is not None:

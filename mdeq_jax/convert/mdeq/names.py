@@ -1,17 +1,18 @@
-"""The original's parameter names against ours, as one table that serves both directions.
+"""One table of the original's parameter names and this project's, for both directions.
 
-`name_table` lists, in the order of a PyTorch state dict, each tensor's name and shape there, its
-place in the Flax variables and the rule that turns one layout into the other. Importing,
-exporting, checking and recognising a file all walk the same table.
+`name_table` lists the tensors of a PyTorch state dict in their order. An entry has the tensor's
+name and shape in PyTorch, its path in the Flax variables and the change of layout. Importing,
+exporting, checking and recognising a file all use this table.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from einops import rearrange
 
-CELL = "fullstage."  # what the names of the equilibrium cell begin with
+CELL = "fullstage."  # prefix of the names in the equilibrium cell
 _BOTTLENECK_EXPANSION = 4
 
 
@@ -22,7 +23,10 @@ class Rule(NamedTuple):
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
-CONV = Rule(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # OIHW, HWIO
+CONV = Rule(
+    lambda w: rearrange(w, "out in height width -> height width in out"),
+    lambda w: rearrange(w, "height width in out -> out in height width"),
+)
 LINEAR = Rule(lambda w: w.T, lambda w: w.T)
 GAIN = Rule(lambda g: g.reshape(-1), lambda g: g.reshape(-1, 1, 1, 1))  # weight norm's g
 VECTOR = Rule(lambda v: v, lambda v: v)
@@ -33,9 +37,9 @@ class Entry(NamedTuple):
 
     Attributes:
         torch_name: key in the state dict.
-        shape: there.
-        path: keys in the Flax variables, collection first; None for a counter that only PyTorch
-            has (`num_batches_tracked`).
+        shape: in the state dict.
+        path: keys in the Flax variables, collection first; None for `num_batches_tracked`, which
+            only PyTorch uses.
         rule: change of layout.
     """
 
@@ -46,7 +50,7 @@ class Entry(NamedTuple):
 
 
 def name_table(model) -> list[Entry]:
-    """The tensors of a model, in PyTorch's order.
+    """Returns the tensors of a model, in PyTorch's order.
 
     Args:
         model: `config.model`, or an `Architecture`.
@@ -57,7 +61,7 @@ def name_table(model) -> list[Entry]:
 
 
 def count_parameters(table: list[Entry]) -> int:
-    """Trainable parameters of a model: running statistics and counters are none."""
+    """Returns the number of trainable parameters, without running statistics and counters."""
     return sum(int(np.prod(e.shape)) for e in table if e.path is not None and e.path[0] == "params")
 
 
@@ -174,11 +178,11 @@ def _segmentation_head(model) -> Iterator[Entry]:
 
 
 class Misfit(NamedTuple):
-    """How named tensors differ from a table, one line each; all empty where they fit.
+    """How named tensors differ from a table, one line each; empty if they fit.
 
     Attributes:
-        missing: names that the table has and the tensors have not.
-        unexpected: the other way round.
+        missing: names that are in the table but not among the tensors.
+        unexpected: names that are among the tensors but not in the table.
         misshapen: names with both shapes (or with a type that no weight has).
     """
 
@@ -192,7 +196,7 @@ class Misfit(NamedTuple):
         return sum(map(len, self))
 
 
-def find_misfit(tensors: dict[str, np.ndarray], table: list[Entry]) -> Misfit:
+def find_misfit(tensors: Mapping[str, np.ndarray], table: list[Entry]) -> Misfit:
     """Compares named tensors with a table. PyTorch's counters may be absent."""
     missing, misshapen = [], []
     for entry in table:

@@ -1,7 +1,7 @@
-"""The variants of the original's state dicts, brought to one set of names.
+"""Brings the variants of the original's state dicts to one set of names.
 
-Wrappers put prefixes before every name; the segmentation wrapper adds the loss's buffers; the
-first version of the repository saves the cell four times; TorchDEQ calls it `full_stage`.
+Wrappers add a prefix to every name. The segmentation wrapper also adds the loss's buffers. The
+first version of the repository saves the cell four times. TorchDEQ calls the cell `full_stage`.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from mdeq_jax.convert.mdeq.names import CELL
 TORCHDEQ_CELL = "full_stage."
 _PREFIXES = ("module.", "model.")  # DataParallel's and the segmentation wrapper's, in either order
 _LOSS_BUFFERS = ("loss.criterion.weight", "criterion.weight")
-# First version: the cell as the solver's own attribute, and copies of both without weight norm.
+# First version: the cell as an attribute of the solver, and copies of both without weight norm.
 _CELL_COPIES = ("deq.func.", "fullstage_copy.", "deq.func_copy.")
-_SAME = 1e-5  # relative; a copy's kernel is made in float32 from the cell's g and v
+_SAME = 1e-5  # relative; a copy's kernel was computed in float32 from the cell's g and v
 
 
 class Named(NamedTuple):
     """A state dict under the names of `name_table`.
 
     Attributes:
-        tensors: name to array; what is not known keeps its name.
+        tensors: name to array; an unknown tensor keeps its name.
         file_names: the same names to those in the file.
-        ignored: one line for each group of entries that was left out by name.
-        notes: what else the names tell: prefixes, whose file it is.
+        ignored: one line for each group of entries that was ignored by name.
+        notes: other conclusions from the names: prefixes, and the code that wrote the file.
     """
 
     tensors: dict[str, np.ndarray]
@@ -37,10 +37,10 @@ class Named(NamedTuple):
 
 
 def standard_names(state_dict: Mapping[str, np.ndarray]) -> Named:
-    """Strips prefixes, renames TorchDEQ's cell, sets copies of the cell and loss buffers aside.
+    """Strips prefixes, renames TorchDEQ's cell, and removes copies of the cell and loss buffers.
 
     Raises:
-        WeightsFileError: two entries have the same name once the prefixes are off.
+        WeightsFileError: two entries have the same name without their prefixes.
     """
     tensors, file_names, prefixes = {}, {}, {}
     for file_name, value in state_dict.items():
@@ -71,7 +71,8 @@ def standard_names(state_dict: Mapping[str, np.ndarray]) -> Named:
 
 
 def _split_prefix(name: str) -> tuple[str, str]:
-    rest, left = name, set(_PREFIXES)
+    rest = name
+    left: set[str] = set(_PREFIXES)
     while found := next((p for p in left if rest.startswith(p)), None):
         rest = rest.removeprefix(found)
         left.remove(found)
@@ -79,9 +80,9 @@ def _split_prefix(name: str) -> tuple[str, str]:
 
 
 def _take_copies(tensors: dict[str, np.ndarray], prefix: str) -> list[str]:
-    """Removes the copies of cell tensors under `prefix`; the line that says so, if there are any.
+    """Removes the copies of cell tensors under `prefix`, and returns a line that reports them.
 
-    Only what the cell itself holds is taken, so that nothing else disappears with it.
+    Only tensors that the cell itself holds are removed. The list is empty if there are none.
     """
     difference, taken = 0.0, []
     for name in [name for name in tensors if name.startswith(prefix)]:

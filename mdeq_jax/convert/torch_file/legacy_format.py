@@ -1,20 +1,18 @@
 """The older form of a `torch.save` file (before PyTorch 1.6): a stream of pickles.
 
-In order: a magic number, the protocol version, the facts of the machine that wrote it, the saved
-object, the list of storage keys; then, for each key, the number of elements (int64) and the raw
-bytes. Everything is little-endian whatever the machine.
+It holds, in order: a magic number, the protocol version, the properties of the machine that wrote
+it, the saved object and the list of storage keys. For each key, the number of elements (int64) and
+the raw bytes follow. Everything is little-endian on every machine.
 """
 
 import io
 import reprlib
 import struct
+from typing import Any
 
 from mdeq_jax.convert.errors import WeightsFileError
-from mdeq_jax.convert.torch_file.pickle_opcodes import (
-    MAX_PICKLE_BYTES,
-    UnsafePickleError,
-    read_pickle,
-)
+from mdeq_jax.convert.torch_file.allowed import UnsafePickleError
+from mdeq_jax.convert.torch_file.pickle_opcodes import MAX_PICKLE_BYTES, read_pickle
 from mdeq_jax.convert.torch_file.torch_objects import ALLOWED_GLOBALS, StorageTable
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -22,31 +20,34 @@ PROTOCOL_VERSION = 1001
 
 
 def read_legacy(file: io.FileIO, file_size: int) -> object:
-    """Reads a file of the older form, open at its beginning.
+    """Reads a file of the older form.
+
+    Args:
+        file: open for reading, at its beginning.
+        file_size: in bytes.
 
     Returns:
         The saved object, with numpy arrays for tensors.
 
     Raises:
-        WeightsFileError: the file is refused or is not what `torch.save` writes.
+        WeightsFileError: the file is refused, or `torch.save` did not write it.
         Exception: whatever `pickletools` raises on a damaged file.
     """
-    file = io.BufferedReader(file)
-    _check_magic_number(file)
-    version = _next_pickle(file)
+    reader = io.BufferedReader(file)
+    _check_magic_number(reader)
+    version = _next_pickle(reader)
     if type(version) is not int or version != PROTOCOL_VERSION:
         raise WeightsFileError(
             f"the protocol version of the file is {reprlib.repr(version)}; only "
             f"{PROTOCOL_VERSION} is read"
         )
-    _next_pickle(file)  # facts of the machine, which torch does not use either
+    _next_pickle(reader)  # properties of the machine, which torch does not use either
     table = StorageTable(file_size)
-    saved = _next_pickle(file, table.persistent_load)
-    keys = _next_pickle(file)
-    _check_keys(keys, table)
-    for key in keys:
-        _fill(file, key, table.storages[key])
-    extra = file_size - file.tell()
+    saved = _next_pickle(reader, table.persistent_load)
+    keys = _next_pickle(reader)
+    for key in _checked_keys(keys, table):
+        _fill(reader, key, table.storages[key])
+    extra = file_size - reader.tell()
     if extra:
         raise WeightsFileError(f"{extra} bytes follow the last storage: the file is damaged")
     table.check_filled()
@@ -60,7 +61,7 @@ def _check_magic_number(file):
         magic_number = _next_pickle(file)
     except UnsafePickleError:
         raise
-    except ValueError:  # any other error of ours, or of `pickletools`
+    except ValueError:  # any other error of the pickle reader or of `pickletools`
         magic_number = None
     if type(magic_number) is not int or magic_number != MAGIC_NUMBER:
         raise WeightsFileError(
@@ -87,7 +88,7 @@ def _next_pickle(file, persistent_load=None):
     return value
 
 
-def _check_keys(keys, table):
+def _checked_keys(keys: Any, table: StorageTable) -> list[str]:
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise WeightsFileError("damaged file: the list of storage keys is not a list of strings")
     if len(keys) != len(table.storages) or set(keys) != set(table.storages):
@@ -97,6 +98,7 @@ def _check_keys(keys, table):
             f"the storages in the file are not those its tensors use: missing "
             f"{reprlib.repr(missing)}, unused {reprlib.repr(unused)}, {len(keys)} listed"
         )
+    return keys
 
 
 def _fill(file, key, storage):

@@ -1,39 +1,29 @@
-"""A pickle reader that can only build plain containers, scalars and what an allow-list permits.
+"""A pickle reader that only builds plain containers, scalars and objects of an allow-list.
 
-Python's own `Unpickler` runs whatever a pickle names. This one is an interpreter for the opcodes
-that `torch.save` writes, with the same stack, marks and memo (the language is described in the
-standard library's `pickletools`, which also decodes the arguments here). A global is looked up in
-a table given by the caller and never imported; an opcode that is not listed below is refused.
+Python's `Unpickler` runs whatever a pickle names. This reader interprets the opcodes that
+`torch.save` writes, with the same stack, marks and memo. The standard library's `pickletools`
+describes the language and decodes the arguments. A global is looked up in a table of the caller
+and never imported. An opcode that is not listed below is refused.
 """
 
 import pickletools
-import re
 import reprlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 from mdeq_jax.convert.errors import WeightsFileError
+from mdeq_jax.convert.torch_file.allowed import (
+    AllowedCall,
+    UnsafePickleError,
+    check_key,
+    refused_global,
+)
 
-# The largest released state dict takes 17,000 opcodes and 65 KB, an optimizer's two moments as
-# much again each. The limits hold a hostile file to a fraction of a second and 100 MB.
+# The largest released state dict takes 17,000 opcodes and 65 KB, and each of an optimizer's two
+# moments as much again. These limits stop a hostile file within a fraction of a second and 100 MB.
 MAX_OPCODES = 300_000
 MAX_PICKLE_BYTES = 8 * 2**20
-
-# Different integers below this have different hashes, so no choice of keys makes a dict quadratic.
-_MAX_INT_KEY = 2**60
-
-
-class UnsafePickleError(WeightsFileError):
-    """A pickle names or calls something that could run code; it was not run."""
-
-
-class AllowedCall(NamedTuple):
-    """A function that a pickle may call: `call(*args)`, with so many arguments."""
-
-    call: Callable
-    min_args: int
-    max_args: int
 
 
 def read_pickle(
@@ -44,17 +34,17 @@ def read_pickle(
     """Reads the pickle at the start of `data`.
 
     Args:
-        data: bytes that begin with a pickle; what follows it is not looked at.
-        allowed_globals: (module, name) -> what stands for that global. Only an `AllowedCall` can be
-            called.
+        data: bytes that begin with a pickle; the bytes after it are not read.
+        allowed_globals: (module, name) -> the object that replaces that global. Only an
+            `AllowedCall` can be called.
         persistent_load: turns a persistent id into an object; None refuses persistent ids.
 
     Returns:
         The object, and the number of bytes its pickle takes.
 
     Raises:
-        WeightsFileError: the pickle names a global off the list, or is not well formed.
-        ValueError: `pickletools` could not decode an opcode or its argument.
+        WeightsFileError: the pickle names a global that is not allowed, or is malformed.
+        ValueError: `pickletools` cannot decode an opcode or its argument.
     """
     machine = _Machine(allowed_globals, persistent_load)
     for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
@@ -63,6 +53,7 @@ def read_pickle(
                 f"the pickle has more than {MAX_OPCODES:,} opcodes, far more than a network needs"
             )
         if opcode.name == "STOP":
+            assert position is not None  # `genops` knows it for bytes
             return machine.pop(), position + 1
         handler = _HANDLERS.get(opcode.name)
         if handler is None:
@@ -75,7 +66,7 @@ def read_pickle(
 
 
 class _Machine:
-    """The pickle machine: `stack` since the last mark, the stacks under each mark, the memo."""
+    """The pickle machine: the stack since the last mark, the stacks below the marks, the memo."""
 
     def __init__(self, allowed_globals, persistent_load):
         self.allowed_globals = allowed_globals
@@ -96,8 +87,8 @@ class _Machine:
         self.stack = self.marked_stacks.pop()
         return items
 
-    def top(self, *types):
-        """The value on top of the stack, which must be exactly of one of these types."""
+    def top(self, *types: type) -> Any:
+        """Returns the value on top of the stack, which must have exactly one of these types."""
         value = self.stack[-1] if self.stack else None
         if type(value) not in types:
             expected = " or ".join(t.__name__ for t in types)
@@ -114,7 +105,7 @@ class _Machine:
         self.stack = []
 
     def put(self, index):
-        # The text form of PUT has no bound, and equal hashes of long integers are easily made.
+        # The text form of PUT has no bound, and long integers with equal hashes are easy to make.
         if not 0 <= index < 2**32:
             raise WeightsFileError("damaged pickle: a memo index is not in 0..2**32-1")
         value = self.pop()
@@ -182,7 +173,7 @@ class _Machine:
     def _look_up(self, module, name):
         if (module, name) in self.allowed_globals:
             return self.allowed_globals[module, name]
-        raise _refused_global(module, name)
+        raise refused_global(module, name)
 
     def old_instance(self, argument):
         self.find_global(argument)
@@ -213,7 +204,7 @@ class _Machine:
         self.push(function.call(*args))
 
     def build(self, _):
-        """Drops the attributes of an OrderedDict: a state dict carries `_metadata` there."""
+        """Drops the attributes of an OrderedDict, such as `_metadata` of a state dict."""
         state = self.pop()
         target = self.top(OrderedDict)
         if type(state) is not dict:
@@ -226,37 +217,6 @@ class _Machine:
         if self.persistent_load is None:
             raise WeightsFileError("damaged file: a tensor storage where none can stand")
         self.push(self.persistent_load(self.pop()))
-
-
-def check_key(key):
-    """Returns `key` if it is a string or an ordinary integer.
-
-    The hash of a tuple costs as much as the tuple unfolded, which a few hundred bytes can make
-    endless (each level holding the one below twice).
-    """
-    if type(key) is str or (type(key) in (int, bool) and abs(key) < _MAX_INT_KEY):
-        return key
-    raise WeightsFileError(
-        f"a dict or set in the file has the key {reprlib.repr(key)}: only strings and integers "
-        "below 2**60 are read"
-    )
-
-
-def _refused_global(module, name):
-    dotted = f"{module}.{name}"
-    if not re.fullmatch(r"[\w.]{1,200}", dotted):
-        return WeightsFileError(f"damaged pickle: {reprlib.repr(dotted)} names no global")
-    advice = "Do not load it with `torch.load` or `pickle` unless you trust where it came from."
-    if module.split(".")[0] in ("numpy", "torch"):
-        advice = (
-            f"A {module.split('.')[0]} object was probably saved beside the weights (a best "
-            "accuracy as a numpy number, or a whole model). If you trust the file, open it with "
-            "torch and save `model.state_dict()` alone."
-        )
-    return UnsafePickleError(
-        f"refused: its pickle names the global `{dotted}`, which is not on the short list of what "
-        f"rebuilds tensors and so could run code. Nothing was run. {advice}"
-    )
 
 
 def _constant(value):
@@ -276,7 +236,7 @@ def _short_tuple(length):
 
 
 def _ignore(machine, _):
-    """PROTO and FRAME: the protocol changes no opcode, and the data is all in memory."""
+    """PROTO and FRAME: the protocol changes no opcode, and all data are in memory."""
 
 
 _HANDLERS = {

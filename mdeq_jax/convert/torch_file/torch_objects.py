@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from mdeq_jax.convert.errors import WeightsFileError
-from mdeq_jax.convert.torch_file.pickle_opcodes import AllowedCall, check_key
+from mdeq_jax.convert.torch_file.allowed import AllowedCall, check_key
 
-# `tensor.expand` repeats elements at no cost in the file; more than this is not a weight.
+# `tensor.expand` repeats elements at no cost in the file. No weight is larger than this.
 MAX_EXPANDED_BYTES = 2**20
 _MAX_DIMS = 32  # numpy's own limit before version 2
 
@@ -30,7 +30,12 @@ _STORAGE_DTYPES = {
 
 
 class Storage(NamedTuple):
-    """The flat memory that tensors are views of: `raw` is its bytes, [N] uint8."""
+    """The flat memory that tensors are views of.
+
+    Attributes:
+        raw: uint8 `[N]`, its bytes.
+        dtype: of its elements.
+    """
 
     raw: np.ndarray
     dtype: np.dtype
@@ -42,10 +47,10 @@ class Storage(NamedTuple):
 
 
 class StorageTable:
-    """The storages that a pickle names, allocated as they are named and filled afterwards.
+    """The storages that a pickle names. They are allocated when named, and filled afterwards.
 
-    The memory of a storage is not touched before it is filled, and together they may not exceed
-    the size of the file they are to be read from.
+    The memory of a storage is not touched before it is filled. Together the storages may not be
+    larger than the file that holds them.
 
     Attributes:
         storages: the key of each storage in the file -> `Storage`.
@@ -57,9 +62,9 @@ class StorageTable:
         self._file_size = file_size
 
     def persistent_load(self, persistent_id) -> Storage:
-        """The storage of ("storage", type, key, location, numel[, view]).
+        """Returns the storage of ("storage", type, key, location, numel[, view]).
 
-        `view`, in the older files only, is None or (view key, offset, numel), in elements.
+        Only older files have `view`: None or (view key, offset, numel), in elements.
         """
         if type(persistent_id) is not tuple or len(persistent_id) not in (5, 6):
             raise WeightsFileError(
@@ -101,7 +106,7 @@ class StorageTable:
         return storage
 
     def check_filled(self):
-        """Checks what numpy takes on trust: that a boolean is 0 or 1."""
+        """Checks that booleans are 0 or 1, which numpy does not."""
         for key, (raw, dtype) in self.storages.items():
             if dtype == np.bool_ and raw.size and raw.max() > 1:
                 raise WeightsFileError(
@@ -128,14 +133,20 @@ def _is_count(value):
 
 
 def rebuild_tensor(storage: Storage, offset: int, size, stride) -> np.ndarray:
-    """A view of `storage`, with torch's offset, size and stride, all in elements.
+    """Returns a view of `storage`.
+
+    Args:
+        storage: the memory.
+        offset: of the first element, in elements.
+        size: shape of the tensor.
+        stride: of each axis, in elements.
 
     Returns:
         An array of shape `size` that shares memory with the other tensors of the storage. It is
-        read-only if elements are repeated (`tensor.expand`).
+        read-only if it repeats elements (`tensor.expand`).
 
     Raises:
-        WeightsFileError: a value is negative or of a wrong type, or an element lies outside the
+        WeightsFileError: a value is negative or has a wrong type, or an element lies outside the
             storage.
     """
     if not isinstance(storage, Storage):
@@ -166,7 +177,7 @@ def rebuild_tensor(storage: Storage, offset: int, size, stride) -> np.ndarray:
             f"{described} repeats {storage.numel} elements to {reprlib.repr(numel)}; at most "
             f"{MAX_EXPANDED_BYTES:,} bytes are expanded. Save `tensor.contiguous()` instead."
         )
-    # The stride of an axis of length 1 is never used, and may be any number.
+    # The stride of an axis of length 1 is unused and may be any number.
     strides = [step * itemsize if n > 1 else 0 for n, step in zip(size, stride, strict=True)]
     array = np.ndarray(size, storage.dtype, storage.raw, offset * itemsize, strides)
     array.flags.writeable = not expanded
@@ -230,7 +241,7 @@ def _encode(text, encoding):
 
 _REBUILD_PARAMETER = AllowedCall(_rebuild_parameter, 1, 3)
 
-# Everything that a pickle may name. Nothing here runs code from the file or imports a module.
+# Every global that a pickle may name. None runs code from the file or imports a module.
 ALLOWED_GLOBALS = {
     **{("torch", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
     ("torch._utils", "_rebuild_tensor"): AllowedCall(rebuild_tensor, 4, 4),

@@ -1,7 +1,7 @@
-"""PyTorch weight files to numpy arrays, without torch and without running what a file holds.
+"""Reads PyTorch weight files as numpy arrays, without torch and without running their code.
 
-Both forms of `torch.save` are read: the zip of PyTorch 1.6 and later (`zip_format.py`) and the
-older stream of pickles (`legacy_format.py`). The format is that of `torch/serialization.py`.
+It reads both forms that `torch.save` writes: the zip of PyTorch 1.6 and later (`zip_format.py`)
+and the older stream of pickles (`legacy_format.py`). `torch/serialization.py` defines them.
 """
 
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from mdeq_jax.convert.errors import WeightsFileError
 from mdeq_jax.convert.torch_file import legacy_format, zip_format
 
-# A pickle of a kilobyte can stand for a tree without end, by holding the same list many times.
+# A pickle of a kilobyte can unfold to an endless tree, by holding the same list many times.
 _MAX_TREE_NODES = 300_000
 _MAX_TREE_DEPTH = 50
 _PLAIN_TYPES = {str, int, float, bool, bytes, type(None), np.ndarray}
@@ -25,13 +25,16 @@ def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the state dict of a PyTorch file.
 
     The file holds either the state dict itself or a checkpoint with one under `state_dict` or
-    `model`; what else a checkpoint holds (epoch, optimizer) is ignored. Names are left as they
-    are, prefixes included. Files that could run code are refused.
+    `model`. Other entries of a checkpoint (epoch, optimizer) are ignored. Names are unchanged,
+    prefixes included. Files that could run code are refused.
+
+    Args:
+        path: of the file.
 
     Returns:
-        {name: array}, in the order of the file, in PyTorch's layout (convolutions
-        [out, in, kh, kw]) and in the type of the file: float16, bfloat16 (of `ml_dtypes`), float32,
-        float64, int8 to int64, uint8 or bool. Tensors that shared memory in torch share it here.
+        {name: array}, in the order of the file and in PyTorch's layout (convolutions
+        `[out, in, kh, kw]`). Types are those of the file: float16, bfloat16 (from `ml_dtypes`),
+        float32, float64, int8 to int64, uint8 or bool. Tensors that shared memory share it here.
 
     Raises:
         WeightsFileError: the file cannot be read, is damaged or is refused. It holds no state dict
@@ -45,7 +48,10 @@ def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def load_torch_object(path: str | os.PathLike) -> object:
-    """Reads everything in a PyTorch file: what `torch.load` returns, with arrays for tensors.
+    """Reads the whole object in a PyTorch file, with arrays for tensors.
+
+    Args:
+        path: of the file.
 
     Returns:
         A tree of dicts, lists, tuples and sets of numpy arrays, numbers, strings, bytes and None.
@@ -53,7 +59,8 @@ def load_torch_object(path: str | os.PathLike) -> object:
         arrays, a `torch.Size` is a tuple, and the attributes of an OrderedDict are dropped.
 
     Raises:
-        WeightsFileError: the file cannot be read, is damaged, or names a global off the list.
+        WeightsFileError: the file cannot be read, is damaged, or names a global that is not
+            allowed.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -70,8 +77,8 @@ def load_torch_object(path: str | os.PathLike) -> object:
             "damaged zip points outside itself."
         ) from error
     except Exception as error:
-        # The bytes are hostile and the standard library's parsers raise what they please on
-        # them: ValueError, struct.error, BadZipFile, NotImplementedError, OverflowError, ...
+        # On damaged bytes the standard library's parsers raise many errors: ValueError,
+        # struct.error, BadZipFile, NotImplementedError, OverflowError, ...
         raise WeightsFileError(
             f"{path}: damaged, cut short, or not a torch.save file "
             f"({type(error).__name__}: {str(error)[:200]}). Download it again."
@@ -89,7 +96,7 @@ def _read(file):
 
 
 def _check_tree(root):
-    """Refuses a tree that is endless, or that holds more than data."""
+    """Refuses a tree that is too large, or that holds other objects than data."""
     nodes, pending = 1, [(root, 0)]
     while pending:
         node, depth = pending.pop()

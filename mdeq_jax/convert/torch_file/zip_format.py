@@ -1,7 +1,7 @@
 """The zip form of a `torch.save` file (PyTorch 1.6 and later).
 
-One folder, named as the file or `archive`, holds `data.pkl`, the pickled object; `data/KEY`, the
-raw bytes of each storage; `byteorder`, `version` and others. Members are stored, not compressed.
+One folder, named after the file or `archive`, holds `data.pkl` (the pickled object), `data/KEY`
+(the raw bytes of each storage), `byteorder`, `version` and others. Members are not compressed.
 """
 
 import io
@@ -18,14 +18,14 @@ _MAX_DIRECTORY_BYTES = 4 * 2**20
 
 
 class _BoundedReads(io.BufferedReader):
-    """A file that refuses one large read.
+    """A file that refuses a large read.
 
-    `zipfile` reads the list of members in one piece, of the length that the file states, and makes
-    an object of half a kilobyte for each: that list must be bounded before it is parsed.
+    `zipfile` reads the list of members in one piece, of the length that the file declares. It makes
+    an object of half a kilobyte for each member, so the list must be bounded before parsing.
     """
 
     def read(self, size=-1, /):
-        if size < 0:  # the end-of-archive record, 64 KB at most
+        if size is None or size < 0:  # the end-of-archive record, 64 KB at most
             size = _MAX_DIRECTORY_BYTES
         if size > _MAX_DIRECTORY_BYTES:
             raise WeightsFileError(
@@ -36,13 +36,17 @@ class _BoundedReads(io.BufferedReader):
 
 
 def read_zip(file: io.FileIO, file_size: int) -> object:
-    """Reads a file of the zip form, open for reading.
+    """Reads a file of the zip form.
+
+    Args:
+        file: open for reading.
+        file_size: in bytes.
 
     Returns:
         The saved object, with numpy arrays for tensors.
 
     Raises:
-        WeightsFileError: the file is refused or is not what `torch.save` writes.
+        WeightsFileError: the file is refused, or `torch.save` did not write it.
         Exception: whatever `zipfile` or `pickletools` raise on a damaged file.
     """
     with zipfile.ZipFile(_BoundedReads(file)) as archive:
@@ -63,7 +67,7 @@ def read_zip(file: io.FileIO, file_size: int) -> object:
                     f"storage data/{key:.80} has {member.file_size} bytes; its tensors require "
                     f"{storage.numel} elements of {storage.dtype}, {storage.raw.nbytes} bytes"
                 )
-            _read_into(archive, member, memoryview(storage.raw))
+            _read_into(archive, member, storage.raw.data)
         table.check_filled()
     return saved
 

@@ -4,12 +4,14 @@ E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 
 """
 
 import numpy as np
+from einops import repeat
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import Dataset, check_optional_fields
 from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
 NUM_EVAL = 360
+SIZE = (8, 8)
 MAX_VALUE = 16
 # Of the training split, scaled to [0, 1]. The three channels are copies of one.
 MEAN = (0.3054, 0.3054, 0.3054)
@@ -28,10 +30,12 @@ def load(config: ConfigDict) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    size = check_image_size("digits", config.image_size, (8, 8))
-    digits = load_digits()
-    labels = check_labels(digits.target, 10, "digits")
-    images = np.repeat(digits.images.astype(np.uint8)[..., None], 3, axis=-1)
+    size = check_image_size("digits", config.image_size, SIZE)
+    pixels, classes = load_digits(return_X_y=True)
+    labels = check_labels(np.asarray(classes), 10, "digits")
+    images = repeat(
+        np.asarray(pixels, np.uint8), "n (h w) -> n h w rgb", h=SIZE[0], w=SIZE[1], rgb=3
+    )
     train, evaluation = train_test_split(
         np.arange(len(labels)), test_size=NUM_EVAL, stratify=labels, random_state=0
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,13 +21,13 @@ class Record(NamedTuple):
     Attributes:
         path: name of the image in errors.
         image: bytes of a JPEG or PNG file.
-        label: the class, or the bytes of the label map's PNG file.
+        label: the class (int), or the bytes of the label map's PNG file.
         label_path: name of the label map in errors.
     """
 
     path: str
     image: bytes
-    label: int | bytes
+    label: Any
     label_path: str = ""
 
 

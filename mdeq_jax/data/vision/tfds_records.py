@@ -123,7 +123,7 @@ def open_split(
     # Imported here, because other data sets do not need it and it is slow to import.
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(version))
+    builder: Any = tfds.builder_from_directory(str(version))
     if split not in builder.info.splits:
         raise ValueError(
             f"{version} has no split {split!r}, only {sorted(builder.info.splits)}: prepare it "
@@ -135,5 +135,5 @@ def open_split(
             f"{missing[0]} is missing ({len(missing)} files are): copy the whole folder, or "
             f"prepare the set again: {prepare_command(name, data_dir)}"
         )
-    decoders = {key: tfds.decode.SkipDecoding() for key in image_keys}
+    decoders: dict[str, Any] = {key: tfds.decode.SkipDecoding() for key in image_keys}
     return builder.as_data_source(split, decoders=decoders), builder.info

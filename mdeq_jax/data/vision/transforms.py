@@ -58,7 +58,7 @@ class ClassificationTransform:
                 f"[0, {self.num_classes}): correct it, or set config.data.on_error='skip'."
             )
         crop = self._random_crop if self.train else self._center_crop
-        return crop(record, header, rng), np.int32(record.label)
+        return crop(record, header, rng), np.asarray(record.label, np.int32)
 
     def _random_crop(self, record, header, rng):
         box = augment.random_resized_crop_box(header.height, header.width, rng)
@@ -167,37 +167,32 @@ class SegmentationTransform:
                 f"{image.shape[:2]}: they must show one scene. Replace one of them, or set "
                 "config.data.on_error='skip'."
             )
+        size = self.size
+        if size is None:  # evaluation, at the image's own size
+            return image, label.astype(np.int32)
         if not self.train:
-            image, label = self._pad_whole(image, label, record.path)
+            image, label = self._pad_whole(image, label, size, record.path)
         elif self.augment:
-            image, label = self._random_part(image, label, rng)
+            image, label = self._random_part(image, label, size, rng)
         else:
-            image, label = (augment.center_crop(x, *self.size) for x in self._pad(image, label))
+            image, label = (augment.center_crop(x, *size) for x in _pad(image, label, size))
         return image, label.astype(np.int32)
 
-    def _random_part(self, image, label, rng):
+    def _random_part(self, image, label, size, rng):
         scale = 0.5 + int(rng.integers(self.scale_factor + 1)) / 10
         image, label = augment.resize_pair(image, label, int(self.base_size * scale + 0.5))
         # Cut before padding, so that only a part of the image is copied.
-        rows, columns = augment.random_crop_box(label.shape, self.size, rng)
-        image, label = self._pad(image[rows, columns], label[rows, columns])
+        rows, columns = augment.random_crop_box(label.shape, size, rng)
+        image, label = _pad(image[rows, columns], label[rows, columns], size)
         return (image[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (image, label)
 
-    def _pad_whole(self, image, label, path):
-        if self.size is None:
-            return image, label
-        if label.shape[0] > self.size[0] or label.shape[1] > self.size[1]:
+    def _pad_whole(self, image, label, size, path):
+        if label.shape[0] > size[0] or label.shape[1] > size[1]:
             raise ExampleError(
                 f"{path}: its size is {label.shape}, larger than config.data.eval_image_size "
-                f"{self.size}, which whole images are padded to: set a larger one."
+                f"{size}, which whole images are padded to: set a larger one."
             )
-        return self._pad(image, label, value=None)
-
-    def _pad(self, image, label, value=0):
-        return (
-            augment.pad_to(image, *self.size, value=value),
-            augment.pad_to(label, *self.size, value=IGNORE_LABEL),
-        )
+        return _pad(image, label, size, value=None)
 
     def _decode_label(self, record):
         import cv2
@@ -212,3 +207,13 @@ class SegmentationTransform:
                 "label map, or set config.data.on_error='skip'."
             )
         return label
+
+
+def _pad(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], value: int | None = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads an image with `value` (None: its last pixels) and its label with `IGNORE_LABEL`."""
+    return (
+        augment.pad_to(image, *size, value=value),
+        augment.pad_to(label, *size, value=IGNORE_LABEL),
+    )

@@ -41,11 +41,15 @@ def read_for_evaluation(path: pathlib.Path, dataset: Dataset) -> np.ndarray:
 
     Raises:
         ExampleError: the file cannot be decoded. It is a ValueError.
+        ValueError: `dataset` has no images.
     """
     data, size = path.read_bytes(), dataset.image_size
+    if size is None or dataset.mean is None or dataset.std is None:
+        raise ValueError(f"{dataset.name} is not a data set of images.")
     if dataset.eval.in_memory:
         image = decoding.decode_rgb(data, str(path))
-        scaled = augment.shorter_side_size(*image.shape[:2], max(size))
+        height, width = image.shape[:2]
+        scaled = augment.shorter_side_size(height, width, max(size))
         image = augment.center_crop(augment.resize(image, *scaled), *size)
     else:
         transform = ClassificationTransform(size, 1, train=False, convert_to_rgb=True)
