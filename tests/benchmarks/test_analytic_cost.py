@@ -17,7 +17,6 @@ from benchmarks.analytic_cost import (
 from benchmarks.workload import random_batch
 from configs import cifar10_tiny, cityscapes_small, digits, imagenet_small
 from mdeq_jax.models import apply_cell, build_model
-from mdeq_jax.models.mdeq.cell import CellInput
 
 
 def macs(config, *parts):
@@ -76,10 +75,11 @@ def test_xla_counts_as_many():
         config.data.image_size = (16, 16)
     model, image = build_model(config), random_batch(config, 2)["image"]
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    injection = jax.eval_shape(lambda v, i: model.apply(v, i, method="inject"), variables, image)
-    weights = jax.eval_shape(lambda v: model.apply(v, method="cell_weights"), variables)
-    state = jax.eval_shape(model.zero_state, injection)
-    lowered = apply_cell.lower(model.cell.spec, weights, state, CellInput(injection))
+    arguments = jax.eval_shape(
+        lambda v, i: model.fixed_point_problem(v, i)._replace(f=None), variables, image
+    )
+    _, weights, x, state = arguments
+    lowered = apply_cell.lower(model.cell.spec, weights, state, x)
     counted = forward_work(config, 2, CELL_PARTS).flops
     assert 0.85 < lowered.cost_analysis()["flops"] / counted < 1.1
 

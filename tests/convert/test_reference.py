@@ -9,7 +9,7 @@ import pytest
 
 from mdeq_jax.convert import convert_state_dict, load_torch_file
 from mdeq_jax.implicit import jacobian_loss, spectral_radius
-from mdeq_jax.models import CellInput, apply_cell, build_model
+from mdeq_jax.models import build_model
 from mdeq_jax.solvers import anderson, broyden
 from mdeq_jax.tree import ravel_batch
 from tests.helpers.networks import SMALL_MODELS, small_config
@@ -43,14 +43,12 @@ def network(request, precision, reference_dir):
 @pytest.fixture(scope="module")
 def pieces(network):
     """Injection, one application of the cell and the Jacobian figure, in one compilation."""
-    f = partial(apply_cell, network.model.cell.spec)
 
     @jax.jit
     def run(variables, images, z, z_star, probe):
-        x = CellInput(network.model.apply(variables, images, method="inject"))
-        weights = network.model.apply(variables, method="cell_weights")
-        figure = jacobian_loss(f, weights, x, z_star, probe=probe)
-        return x.injection, f(weights, z, x), figure
+        problem = network.model.fixed_point_problem(variables, images)
+        loss = jacobian_loss(problem, z=z_star, probe=probe)
+        return problem.x.injection, problem.evaluate(z), loss
 
     states = (network.scales(name) for name in ("z", "z_star", "jac_v"))
     return run(network.variables, network.array("x"), *states)
@@ -110,16 +108,13 @@ def test_spectral_radius(network):
     vector turns in a plane for ever, and the quotient takes every value between the eigenvalues
     of the symmetric part of J on that plane, whatever the radius is.
     """
-    f = partial(apply_cell, network.model.cell.spec)
 
     @jax.jit
-    def run(variables, injection, z_star):
-        x = CellInput(injection)
-        weights = network.model.apply(variables, method="cell_weights")
-        key = jax.random.key(0)
-        result = spectral_radius(f, weights, x, z_star, key=key, num_steps=400)
+    def run(variables, images, z_star):
+        problem = network.model.fixed_point_problem(variables, images)
+        result = spectral_radius(problem, z=z_star, key=jax.random.key(0), num_steps=400)
         flat, unravel = ravel_batch(z_star)
-        pullback = jax.vjp(lambda z: ravel_batch(f(weights, unravel(z), x))[0], flat)[1]
+        pullback = jax.vjp(lambda z: ravel_batch(problem.evaluate(unravel(z)))[0], flat)[1]
         one, image = result.vector, pullback(result.vector)[0]
         other = image - jnp.sum(image * one, axis=1, keepdims=True) * one
         other /= jnp.linalg.norm(other, axis=1, keepdims=True)
@@ -127,8 +122,8 @@ def test_spectral_radius(network):
         images = jnp.stack([image, pullback(other)[0]], axis=1)
         return result, jnp.einsum("bid,bjd->bij", images, basis)
 
-    injection, z_star = network.array("injection"), network.scales("z_star")
-    result, on_plane = jax.tree.map(np.asarray, run(network.variables, injection, z_star))
+    x, z_star = network.array("x"), network.scales("z_star")
+    result, on_plane = jax.tree.map(np.asarray, run(network.variables, x, z_star))
     expected = network.reference["spectral_radius_power400"].ravel()
     converged = result.residual < 1e-4
     for estimate in (result.radius, result.growth):
@@ -168,24 +163,21 @@ def test_solver_traces(network, name):
     """Step by step on the first sample alone; the original's Anderson trace starts a step later."""
     if network.dtype != np.float64:
         pytest.skip("the traces are compared in float64")
-    injection = network.array("injection")[:1]
-    weights = network.model.apply(network.variables, method="cell_weights")
-    z0, unravel = ravel_batch(network.model.zero_state(injection))
+    images = network.array("x")[:1]
     solver, skipped = partial(broyden, max_steps=16), 0
     if name == "anderson":
         solver, skipped = partial(anderson, max_steps=15, scale_lam=False), 1
 
     @jax.jit
-    def solve(weights, z0):
-        def f(z):
-            z = apply_cell(network.model.cell.spec, weights, unravel(z), CellInput(injection))
-            return ravel_batch(z)[0]
+    def solve(variables, images):
+        problem = network.model.fixed_point_problem(variables, images)
+        z0, unravel = ravel_batch(problem.z0)
+        solution = solver(lambda z: ravel_batch(problem.evaluate(unravel(z)))[0], z0, tol=0.0)
+        return solution, unravel(solution.z)
 
-        return solver(f, z0, tol=0.0)
-
-    solution = solve(weights, z0)
+    solution, result = solve(network.variables, images)
     for kind, trace in (("rel", solution.rel_trace), ("abs", solution.abs_trace)):
         expected = network.reference[f"{name}_{kind}_trace"]
         np.testing.assert_allclose(trace[skipped:, 0], expected, rtol=1e-5)
-    for i, z in enumerate(unravel(solution.z)):
+    for i, z in enumerate(result):
         network.assert_close(z, f"{name}_result_z{i}", tol=1e-5)

@@ -34,10 +34,7 @@ def cell(reference_dir, x64):
     variables = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), variables)
     images = np.load(reference_dir / "cls_two_scales.npz")["x"][1:2].transpose(0, 2, 3, 1)
     model = build_model(config)
-    injection = model.apply(variables, images, method="inject")
-    weights = model.apply(variables, method="cell_weights")
-    f = partial(apply_cell, model.cell.spec)
-    return f, weights, CellInput(injection), model.zero_state(injection)
+    return model.fixed_point_problem(variables, images)
 
 
 @pytest.mark.parametrize("pallas", [False, True])

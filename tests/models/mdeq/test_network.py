@@ -7,7 +7,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.test_util import check_grads
 
-from mdeq_jax.models import CellInput, apply_cell, build_model
+from mdeq_jax import hardware
+from mdeq_jax.models import build_model
 from mdeq_jax.solvers import Status
 
 
@@ -84,13 +85,17 @@ def test_samples_do_not_influence_each_other(small_config, x64):
 
 def test_plain_layers_are_applications_of_the_cell(small_config):
     model, variables, images = build(small_config)
-    out = jax.jit(partial(model.apply, plain_layers=3))(variables, images)
+
+    @jax.jit
+    def both(variables, images):
+        problem = model.fixed_point_problem(variables, images)
+        z = problem.z0
+        for _ in range(3):
+            z = problem.evaluate(z)
+        return model.apply(variables, images, plain_layers=3), z
+
+    out, z = both(variables, images)
     assert out.solution is None
-    injection = model.apply(variables, images, method="inject")
-    weights = model.apply(variables, method="cell_weights")
-    z = model.zero_state(injection)
-    for _ in range(3):
-        z = apply_cell(model.cell.spec, weights, z, CellInput(injection))
     for ours, expected in zip(out.z_star, z):
         np.testing.assert_allclose(ours, expected, atol=1e-4)
 
@@ -98,7 +103,8 @@ def test_plain_layers_are_applications_of_the_cell(small_config):
 def test_step_budget_and_start(small_config):
     model, variables, images = build(small_config)
     apply = jax.jit(lambda n, z0: model.apply(variables, images, step_budget=n, z0=z0))
-    zero = model.zero_state(model.apply(variables, images, method="inject"))
+    shapes = jax.eval_shape(lambda: model.fixed_point_problem(variables, images).z0)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     few = apply(3, zero)
     assert few.solution.nfe == 4
     again = apply(3, few.z_star)
@@ -135,7 +141,8 @@ def test_bfloat16_computes_in_bfloat16_and_solves_in_float32(small_config):
     out = jax.jit(half.apply)(variables, images)
     assert out.logits.dtype == out.solution.z.dtype == jnp.float32
     assert all(z.dtype == jnp.float32 for z in out.z_star)
-    assert half.apply(variables, images, method="inject").dtype == jnp.bfloat16
+    inject = partial(half.apply, method="inject")
+    assert jax.eval_shape(inject, variables, images).dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert 0 < jnp.abs(out.logits - expected.logits).max() < 0.2
 
@@ -163,13 +170,12 @@ def test_whole_model_against_unrolled_autodiff(exact):
 
     def unrolled(params, images):
         bound = {**variables, "params": params}
-        injection = model.apply(bound, images, method="inject")
-        weights = model.apply(bound, method="cell_weights")
+        problem = model.fixed_point_problem(bound, images)
 
         def layer(z, _):
-            return apply_cell(model.cell.spec, weights, z, CellInput(injection)), None
+            return problem.evaluate(z), None
 
-        z, _ = jax.lax.scan(layer, model.zero_state(injection), length=100)
+        z, _ = jax.lax.scan(layer, problem.z0, length=100)
         return jnp.sum(model.apply(bound, z, method="read_out") * direction)
 
     implicit = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], images)
@@ -197,12 +203,29 @@ def test_bad_images(small_config, shape, message):
         model.apply(variables, jnp.zeros(shape))
 
 
-def test_every_norm_of_a_cell_is_a_kernel_of_our_own(small_config, as_on_gpu):
+def count_equations(jaxpr, primitive):
+    """How often a primitive occurs, in inner programs too."""
+    inner = [
+        value
+        for equation in jaxpr.eqns
+        for value in jax.tree.leaves(list(equation.params.values()))
+    ]
+    inner = [getattr(value, "jaxpr", value) for value in inner]
+    own = sum(equation.primitive.name == primitive for equation in jaxpr.eqns)
+    return own + sum(count_equations(j, primitive) for j in inner if hasattr(j, "eqns"))
+
+
+def test_every_norm_of_a_cell_is_a_pallas_kernel(small_config):
     """Three a block, one a convolution of the fusion, one a resolution after it."""
     small_config.pallas = True
-    model, variables, images = build(small_config)
-    injection = model.apply(variables, images, method="inject")
-    weights = model.apply(variables, method="cell_weights")
-    apply = partial(apply_cell.__wrapped__, model.cell.spec, weights)
-    jaxpr = as_on_gpu(jax.make_jaxpr(apply), model.zero_state(injection), CellInput(injection))
-    assert str(jaxpr).count("pallas_call[") == 2 * 3 + 2 + 2
+    model = build_model(small_config)
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def evaluate(variables, images):
+        problem = model.fixed_point_problem(variables, images)
+        return problem.evaluate(problem.z0)
+
+    with hardware.compiling_for("gpu", interpret=True):
+        jaxpr = jax.make_jaxpr(evaluate)(variables, images)
+    assert count_equations(jaxpr.jaxpr, "pallas_call") == 2 * 3 + 2 + 2
