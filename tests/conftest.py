@@ -5,9 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxlib
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests spend their time in the compiler, so it is told to hurry.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The tests spend their time in the compiler, so it optimises little. The second flag keeps YNNPACK's
+# convolutions, which `choose_convolutions` turns off: without them, float64 takes 100 times as long.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + " --xla_cpu_experimental_ynn_fusion_type=+individual_convolution"
+    * (jaxlib.__version__ == "0.10.2"),
+)
 
 import jax
 import pytest
@@ -15,10 +23,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from configs import digits
 from mdeq_jax import hardware
-from mdeq_jax.runtime.compilation import choose_convolutions
 from tests.helpers.tiny import TINY, override
-
-choose_convolutions()  # those that the scripts choose, whichever tests are run
 
 REPOSITORY = Path(__file__).parent.parent
 CACHE = REPOSITORY / ".jax_cache"
