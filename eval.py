@@ -29,25 +29,14 @@ flags.register_validator(
 _PREDICT = flags.DEFINE_string(
     "predict",
     None,
-    "Folder of JPEG and PNG files: write the class of each to WORKDIR/predictions.csv, instead of "
-    "evaluating. Segmenters: folder or video, to segment as pictures in WORKDIR/predictions/.",
+    "Predict instead of evaluating. Classification: the class of each JPEG and PNG file in this "
+    "folder, in WORKDIR/predictions.csv. Segmentation: pictures of a folder or a video, in "
+    "WORKDIR/predictions/.",
 )
 _SAVE_PREDICTIONS = flags.DEFINE_string(
-    "save_predictions", None, "Segmenters: write pictures of the evaluation split to this folder."
+    "save_predictions", None, "Segmentation: write pictures of the evaluation split to this folder."
 )
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
-
-
-def predict(config, workdir: Path, source: str, checkpoint: str) -> None:
-    """Predicts on a folder, or a video."""
-    if config.model.name == "mdeq_segmenter":
-        output = workdir / "predictions"
-        figures = training.predict_folder(config, workdir, source, output, checkpoint=checkpoint)
-        print(f"Wrote {output}: {training.describe_prediction(figures)}")
-    else:
-        output = workdir / "predictions.csv"
-        count = training.predict_classes(config, workdir, source, output, checkpoint=checkpoint)
-        print(f"Wrote {output}: {count:,} images.")
 
 
 def main(_):
@@ -58,12 +47,11 @@ def main(_):
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     try:
         if _PREDICT.value is not None:
-            predict(config, workdir, _PREDICT.value, checkpoint)
+            print(training.predict(config, workdir, _PREDICT.value, checkpoint=checkpoint))
             return
         if _SAVE_PREDICTIONS.value is not None:
             folder = _SAVE_PREDICTIONS.value
             metrics = training.save_predictions(config, workdir, folder, checkpoint=checkpoint)
-            print(f"Wrote {folder}: contact_sheet.png, label_ids/, color/, overlay/.")
         else:
             steps = [int(number) for number in _SWEEP_STEPS.value or ()]
             metrics = training.evaluate(config, workdir, checkpoint=checkpoint, sweep_steps=steps)

@@ -13,7 +13,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where results go, and where to go on from; default: runs/NAME of the config."
+    "workdir", None, "Where results go, and where to resume from; default: runs/NAME of the config."
 )
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: HOST:PORT of process 0.")
@@ -27,7 +27,7 @@ def main(_):
     choose_convolutions()
     keep_compiled_programs(_CACHE.value)
     try:
-        hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        hosts.initialize_distributed(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         train_and_evaluate(config, _WORKDIR.value or f"runs/{config.name}")
     except Interrupted as stop:
         print(stop.args[0], file=sys.stderr)

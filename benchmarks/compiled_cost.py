@@ -89,7 +89,7 @@ def compile_training(config, batch_size: int, mesh):
     optimizer = build_optimizer(config.train, NUM_STEPS)
     model = build_model(training_config(config))
     step = make_train_step(model, optimizer, build_task(config), config, STEPS_PER_EPOCH)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, config))
+    state = jax.eval_shape(lambda: init_state(model, optimizer, build_task(config), config))
     batch = jax.eval_shape(lambda: random_batch(config, batch_size))
     return _compile(
         lambda state, batch: step(state, batch, False), mesh, state, batch, donate_argnums=0

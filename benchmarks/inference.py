@@ -42,7 +42,7 @@ def prepare_step(config, batch_size: int, network) -> tuple[Callable, tuple]:
     model, variables = network
     step = devices.pmap(make_eval_step(model, build_task(config)))
     replicated = devices.replicate(variables)
-    batch = devices.place({**random_batch(config, batch_size), "mask": jnp.ones(batch_size)})
+    batch = devices.to_devices({**random_batch(config, batch_size), "mask": jnp.ones(batch_size)})
     return step, (replicated, batch, devices.for_each_device(np.int32(1)))
 
 

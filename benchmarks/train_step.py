@@ -44,8 +44,8 @@ def prepare_step(config, batch_size: int) -> tuple[Callable, tuple]:
         static_argnums=(2,),
         donate_argnums=(0,),
     )
-    state = devices.replicate(init_state(model, optimizer, config))
-    batch = devices.place(random_batch(config, batch_size))
+    state = devices.replicate(init_state(model, optimizer, build_task(config), config))
+    batch = devices.to_devices(random_batch(config, batch_size))
     return step, (state, batch, False)
 
 

@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.name = "default"  # also the default work directory, runs/NAME
     config.seed = 0
+    config.task = placeholder(str)  # None: the task that the model's family is for
     config.precision = "float32"  # or "bfloat16": of the network; the solver state is float32
 
     # GPUs: group norms, and Broyden's reading of its history, by kernels of our own (Pallas).

@@ -61,7 +61,7 @@ def test_sigterm_and_the_same_command_again(run_script, tmp_path):
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     again = run_script("train.py", tmp_path, **{"train.epochs": stopped / 11 + 0.2})
     assert again.returncode == 0, again.stderr
-    assert f"Going on from step {stopped} of" in again.stdout
+    assert f"Resuming from step {stopped} of" in again.stdout
 
 
 @pytest.mark.parametrize(

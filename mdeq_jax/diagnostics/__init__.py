@@ -1,5 +1,1 @@
-"""How equilibria converge and contract."""
-
-from mdeq_jax.extras import require_extra
-
-require_extra("train", "mdeq_jax.diagnostics", ("matplotlib",))
+"""How the solves converge: traces, spectral radius, evaluations by number of solver steps."""

@@ -1,5 +1,6 @@
-"""How the solves of evaluation examples converge, step by step, and the picture of it."""
+"""How the solves of evaluation examples converge, step by step, and a figure of it."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset, EvalLoader
 from mdeq_jax.implicit import GRADIENTS, solve_adjoint
 from mdeq_jax.implicit.binding import settings_of
+from mdeq_jax.models import EquilibriumModel, ModelOutput
 from mdeq_jax.solvers import build_solver, fixed_point_iteration
 from mdeq_jax.tasks import Task
-from mdeq_jax.tasks.task import display_name
 from mdeq_jax.viz.convergence import plot_convergence
 
 MAX_TRACED = 1000
@@ -26,42 +28,25 @@ class ConvergenceTraces(NamedTuple):
     Attributes:
         forward: `[steps, N]` of the equilibrium.
         backward: `[steps, N]` of the adjoint equation of each example's own loss.
-        forward_label: names the solver.
-        backward_label: names the gradient and its solver.
+        forward_name: names the solver.
+        backward_name: names the gradient and its solver.
     """
 
     forward: np.ndarray
     backward: np.ndarray
-    forward_label: str
-    backward_label: str
+    forward_name: str
+    backward_name: str
 
 
-def convergence_traces(model, variables, task: Task, dataset: Dataset, config) -> ConvergenceTraces:
+def convergence_traces(
+    model: EquilibriumModel, variables: dict, task: Task, dataset: Dataset, config: ConfigDict
+) -> ConvergenceTraces:
     """Solves evaluation examples with all the steps that the config allows, on one device.
 
-    The first `MAX_TRACED` of them: enough for the picture, and no second evaluation.
+    Only the first `MAX_TRACED`: enough for the figure, and cheaper than a second evaluation.
     """
-    forward = build_solver(config.solver.forward, "solver.forward", pallas=config.pallas)
-    forward = partial(forward, tol=0.0)
-    backward, label = _backward_solver(model, config)
-    linearize_at = settings_of(model.gradient).get("linearize_at", "z_star")
-
-    @jax.jit
-    def traces(variables, batch):
-        images = batch["image"]
-        problem = model.fixed_point_problem(variables, task.prepare(images))
-
-        def loss(z):
-            logits = task.restore(model.apply(variables, z, method="read_out"), images)
-            return task.figures(logits, batch)["loss"]
-
-        z, solution = model.solve(problem, f_solver=forward)
-        # Linearised where training does it.
-        point = z if linearize_at == "f_z_star" else problem.unravel(solution.z)
-        f, params, x, _ = problem
-        _, adjoint = solve_adjoint(f, params, x, point, jax.grad(loss)(z), b_solver=backward)
-        return solution.rel_trace, adjoint.rel_trace
-
+    backward, backward_name = _backward_solver(model, config)
+    traces = jax.jit(_make_traces(model, task, config, backward))
     batch_size = (config.eval.batch_size or config.train.batch_size) // jax.device_count()
     loader = EvalLoader(dataset, batch_size, num_workers=config.data.num_workers)
     columns = []
@@ -74,12 +59,38 @@ def convergence_traces(model, variables, task: Task, dataset: Dataset, config) -
         forward_trace,
         backward_trace,
         f"{config.solver.forward.name}, {config.solver.forward.max_steps} steps",
-        label,
+        backward_name,
     )
 
 
-def _backward_solver(model, config):
-    """The solver that the gradient amounts to, without a tolerance, and a label for it."""
+def _make_traces(
+    model: EquilibriumModel, task: Task, config: ConfigDict, backward: Callable
+) -> Callable:
+    """Returns `(variables, batch) -> (forward, backward)`, traces `[steps, B]`."""
+    forward = build_solver(config.solver.forward, "solver.forward", pallas=config.pallas)
+    forward = partial(forward, tol=0.0)
+    linearize_at = settings_of(model.gradient).get("linearize_at", "z_star")
+
+    def traces(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        inputs = task.inputs(batch)
+        problem = model.fixed_point_problem(variables, task.to_network_input(inputs))
+
+        def loss(z):
+            outputs = ModelOutput(model.apply(variables, z, method="read_out"))
+            return task.metric_sums(task.to_target_size(outputs, inputs), batch)["loss"]
+
+        z, solution = model.solve(problem, f_solver=forward)
+        # Linearised where training does it.
+        point = z if linearize_at == "f_z_star" else problem.unravel(solution.z)
+        f, params, x, _ = problem
+        _, adjoint = solve_adjoint(f, params, x, point, jax.grad(loss)(z), b_solver=backward)
+        return solution.rel_trace, adjoint.rel_trace
+
+    return traces
+
+
+def _backward_solver(model: EquilibriumModel, config: ConfigDict) -> tuple[Callable, str]:
+    """The solver that the gradient amounts to, without a tolerance, and its name."""
     name = config.gradient.name
     info = GRADIENTS[name]
     if info.is_series:
@@ -90,22 +101,30 @@ def _backward_solver(model, config):
         return solver, f"{name}, {terms} terms, tau = {tau}"
     settings = config.solver.backward
     solver = partial(build_solver(settings, "solver.backward", pallas=config.pallas), tol=0.0)
-    label = f"{settings.name}, {settings.max_steps} steps"
-    # The other gradients solve nothing; the adjoint equation is still there to be solved.
-    return solver, f"{name}, {label}" if info.is_exact else f"{label} (training uses {name!r})"
+    text = f"{settings.name}, {settings.max_steps} steps"
+    # The other gradients solve nothing, but their adjoint equation can still be solved.
+    return solver, f"{name}, {text}" if info.is_exact else f"{text} (training uses {name!r})"
 
 
-def plot(path: Path, config, model, variables, task: Task, dataset: Dataset, score: float) -> None:
+def plot(
+    path: Path,
+    config: ConfigDict,
+    model: EquilibriumModel,
+    variables: dict,
+    task: Task,
+    dataset: Dataset,
+    score: float,
+) -> None:
     """Writes `convergence.png` of a trained network.
 
     Args:
         path: file to write.
         config: the whole config.
-        model: of `build_model`.
+        model: of `build_model`, with an equilibrium.
         variables: Flax variables on the host.
         task: of `build_task`.
         dataset: its evaluation split is solved.
-        score: the task's headline figure, for the title.
+        score: value of the task's primary metric, for the title.
     """
     traces = convergence_traces(model, variables, task, dataset, config)
     uses_tol = config.solver.forward.stop_mode == "rel"
@@ -114,10 +133,10 @@ def plot(path: Path, config, model, variables, task: Task, dataset: Dataset, sco
         path,
         traces.forward,
         traces.backward,
-        title=f"{config.name}: convergence over {traces.forward.shape[1]:,} evaluation images "
-        f"({display_name(task.headline)} {100 * score:.2f} %)",
-        forward_label=traces.forward_label,
-        backward_label=traces.backward_label,
+        title=f"{config.name}: convergence over {traces.forward.shape[1]:,} evaluation "
+        f"{task.example_noun} ({task.primary_metric.describe(score)})",
+        forward_name=traces.forward_name,
+        backward_name=traces.backward_name,
         forward_tol=config.solver.forward.tol if uses_tol else None,
         backward_tol=config.solver.backward.tol if exact else None,
     )

@@ -1,20 +1,24 @@
 """Spectral radius of the cell's Jacobian at the equilibria of a batch."""
 
+from collections.abc import Callable
+
 import jax
 
 from mdeq_jax.implicit import spectral_radius
+from mdeq_jax.models import EquilibriumModel
 from mdeq_jax.tasks import Task
 
 SPECTRAL_STEPS = 50  # products with the Jacobian
-SPECTRAL_IMAGES = 64
+SPECTRAL_EXAMPLES = 64
 
 
-def make_spectral_radius(model, task: Task, seed: int):
+def make_spectral_radius(model: EquilibriumModel, task: Task, seed: int) -> Callable:
     """Returns `(variables, batch) -> {"growth", "residual", "mask"}`, each `[B]`."""
 
-    def radius(variables, batch):
-        images, mask = (batch[name][:SPECTRAL_IMAGES] for name in ("image", "mask"))
-        problem = model.fixed_point_problem(variables, task.prepare(images))
+    def radius(variables: dict, batch: dict) -> dict[str, jax.Array]:
+        batch = jax.tree.map(lambda x: x[:SPECTRAL_EXAMPLES], batch)
+        inputs = task.to_network_input(task.inputs(batch))
+        problem = model.fixed_point_problem(variables, inputs)
         _, solution = model.solve(problem)
         result = spectral_radius(
             problem,
@@ -22,6 +26,6 @@ def make_spectral_radius(model, task: Task, seed: int):
             key=jax.random.key(seed),
             num_steps=SPECTRAL_STEPS,
         )
-        return {"growth": result.growth, "residual": result.residual, "mask": mask}
+        return {"growth": result.growth, "residual": result.residual, "mask": batch["mask"]}
 
     return radius

@@ -1,11 +1,11 @@
-"""Orbax checkpoints of training: the newest ones, and the best by a figure of the evaluation.
+"""Orbax checkpoints of training: the newest ones, and the best by the task's primary metric.
 
 workdir/checkpoints/STEP   "variables", "average" (if one is kept), "optimizer", and "data", the
                            position of the input pipeline
-workdir/best/STEP          "variables" or "average", and "score", the figure
+workdir/best/STEP          "variables" or "average", and "score", the metric
 
-Orbax writes a checkpoint under another name and renames it once it is complete, so that a folder
-with a number for a name is never half of one.
+Orbax writes a checkpoint under another name and renames it once it is complete. A folder whose name
+is a number is therefore never half of one.
 """
 
 import contextlib
@@ -16,11 +16,13 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from mdeq_jax.engine.state import TrainState
+
 NEWEST, BEST = "checkpoints", "best"
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; the older ones are as they were."""
+    """A checkpoint could not be written; the older ones are intact."""
 
 
 class Checkpoints:
@@ -38,7 +40,7 @@ class Checkpoints:
         Args:
             workdir: work directory.
             folder: `NEWEST` or `BEST`.
-            keep: how many of the newest are kept; None: all.
+            keep: number of the newest to keep; None: all.
             write: whether they will be written, or only read.
         """
         self.path = Path(workdir).resolve() / folder
@@ -51,7 +53,7 @@ class Checkpoints:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state, data_state: dict) -> None:
+    def save(self, state: TrainState, data_state: dict) -> None:
         """Starts saving in the background; `wait` or `close` ends it.
 
         Args:
@@ -70,8 +72,8 @@ class Checkpoints:
             items["average"] = ocp.args.StandardSave(state.average)
         self._save(int(state.step), items)
 
-    def save_scored(self, state, score: float) -> None:
-        """Starts saving the network alone, with the figure that it is kept for.
+    def save_scored(self, state: TrainState, score: float) -> None:
+        """Starts saving the network alone, with the metric that it is kept for.
 
         Raises:
             CheckpointError: as for `save`.
@@ -85,19 +87,19 @@ class Checkpoints:
 
     def _save(self, step: int, items: dict) -> None:
         with self._explained():
-            # A second save of a step would be refused; it would be the same.
+            # Orbax refuses a second save of a step, which would be identical.
             if step not in self._manager.all_steps():
                 self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def best_score(self) -> float:
-        """The figure of the newest scored checkpoint; minus infinity if there is none."""
+    def best_score(self) -> float | None:
+        """The metric of the newest scored checkpoint; None if there is none."""
         step = self.latest_step()
         if step is None:
-            return -float("inf")
+            return None
         args = ocp.args.Composite(score=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args).score["score"]
 
-    def restore(self, like) -> tuple:
+    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
         """The newest state and data position.
 
         Args:
@@ -124,8 +126,8 @@ class Checkpoints:
         )
         return state, restored.data
 
-    def restore_variables(self, like, step: int | None = None) -> tuple[dict, int]:
-        """A network without its optimiser, its moving average if one was kept, and its step.
+    def restore_variables(self, like: dict, step: int | None = None) -> tuple[dict, int]:
+        """The variables of a checkpoint (its moving average, if one was kept), and its step.
 
         Args:
             like: Flax variables of the same structure, shapes and types.
@@ -181,8 +183,8 @@ class Checkpoints:
             intact = f"the checkpoints of steps {whole} are" if whole else "there is none before it"
             raise CheckpointError(
                 f"A checkpoint could not be written to {self.path}: {_first_line(error)}\n"
-                f"Nothing else was lost: {intact} intact. Make room (`df -h`) or mend the access, "
-                "and give the same command again."
+                f"Nothing else was lost: {intact} intact. Make room (`df -h`) or correct the "
+                "permissions, and give the same command again."
             ) from error
 
     def __enter__(self):
@@ -191,16 +193,16 @@ class Checkpoints:
     def __exit__(self, kind, *_):
         if kind is None:
             self.close()
-        else:  # the error on its way says more than what closing may add
+        else:  # the error being raised explains more than one of closing would
             with contextlib.suppress(CheckpointError):
                 self.close()
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Removes what saves that were interrupted have left in the folder.
+    """Removes the remains of interrupted saves from the folder.
 
-    Orbax can do it too, but then a folder that fills up again meanwhile, by a write that was still
-    under way or by a network file system that keeps open files, fails the next save.
+    Orbax can do it too, but its next save fails if the folder fills up again meanwhile: by a write
+    that was still under way, or on a network file system that keeps open files.
     """
     for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
         for _ in range(20):
@@ -210,7 +212,7 @@ def _remove_unfinished(folder: Path) -> None:
             time.sleep(0.1)
 
 
-def _optimizer_item(state) -> dict:
+def _optimizer_item(state: TrainState) -> dict:
     return {
         "step": state.step,
         "state": state.opt_state,

@@ -1,16 +1,20 @@
-"""Settings that a run does not read, to be said before it starts.
+"""Lists settings that have no effect on a run, before it starts.
 
-What only one part has, and another was given, is an error of that part (`build_model`,
-`learning_rate`, `load_dataset`, ...). Here are those that a config may well hold while something
-else is switched off: a recipe with another gradient, say.
+A setting that only another part has is an error of `build_model`, `learning_rate`, `load_dataset`
+and so on. The settings here may well be set while something else is switched off, as in a recipe
+that is tried with another gradient.
 """
 
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
 from mdeq_jax import hardware
+from mdeq_jax.data.config_lint import unused_fields
 from mdeq_jax.implicit import GRADIENTS
 from mdeq_jax.models import family_of
 
-IN_MEMORY = ("digits", "cifar10")
-# Where they have no effect, these are left unsaid at the values of `configs/default.py`.
+# Settings without effect are not listed at these values, those of `configs/default.py`.
 DEFAULTS = {
     "train.end_learning_rate": 1e-6,
     "train.momentum": 0.9,
@@ -32,26 +36,28 @@ DEFAULTS = {
 _SOLVER_FIELDS = ("history_dtype", "m", "lam", "beta", "tau")
 
 
-def unused_settings(config, *, training: bool) -> list[str]:
+def unused_settings(config: ConfigDict, *, training: bool) -> list[str]:
     """The settings without an effect, a sentence for each reason.
 
     Args:
         config: a config that `build_model` and `build_task` accept.
-        training: else an evaluation, which reads neither `train`, `jacobian` nor
-            `solver.backward`: nothing is said of those.
+        training: whether it is a training. An evaluation reads neither `train`, `jacobian` nor
+            `solver.backward`, and these are not listed for it.
     """
     lines = [
         f"{', '.join(f'{name}={_get(config, name)!r}' for name in names)} "
         f"{'has' if len(names) == 1 else 'have'} no effect: {reason}."
         for fields, reason in _reasons(config, training)
-        if (names := [name for name in fields if _get(config, name) != DEFAULTS[name]])
+        if (names := [name for name in fields if _is_set(config, name)])
     ]
     if config.pallas and hardware.target().platform == "cpu":
         lines.append("pallas=True has no effect: its kernels are for GPUs, and JAX runs on CPUs.")
     return [*_solvers(config, training), *lines]
 
 
-def _solvers(config, training: bool) -> list[str]:
+def _solvers(config: ConfigDict, training: bool) -> list[str]:
+    if not family_of(config).has_equilibrium:
+        return []
     gradient, lines = config.gradient.name, []
     info = GRADIENTS[gradient]
     if info.own_iteration:
@@ -75,19 +81,14 @@ def _solvers(config, training: bool) -> list[str]:
     return lines
 
 
-def _reasons(config, training: bool):
+def _reasons(config: ConfigDict, training: bool) -> Iterator[tuple[list[str], str]]:
     """Yields fields, and why they have no effect."""
-    train = config.train
-    fields = [f"model.{field}" for field in family_of(config).ignored_fields]
-    yield fields, f"model.name={config.model.name!r} does not have them"
-    if config.data.name == "digits":
-        yield ["data.data_dir"], "data.name='digits' comes with scikit-learn"
-    if config.data.name in IN_MEMORY:
-        yield ["data.num_workers"], f"data.name={config.data.name!r} is held in memory"
+    train, jacobian, family = config.train, config.jacobian, family_of(config)
+    fields = [f"model.{field}" for field in family.ignored_fields]
+    yield fields, f"model.name={config.model.name!r} has no such part"
+    yield from unused_fields(config.data, training=training)
     if not training:
         return
-    if not config.data.augment:
-        yield ["data.base_size", "data.scale_factor"], "data.augment=False scales no image"
     if train.optimizer != "sgd":
         yield ["train.momentum", "train.nesterov"], f"train.optimizer is {train.optimizer!r}"
     if train.schedule in ("constant", "step"):
@@ -95,8 +96,10 @@ def _reasons(config, training: bool):
     if train.pretrain_steps == 0:
         fields = ["train.pretrain_layers", "jacobian.pretrain_weight"]
         yield fields, "train.pretrain_steps=0 is no pretraining phase"
-    jacobian = config.jacobian
-    if jacobian.frequency == 0:
+    if not family.has_equilibrium:
+        fields = ["jacobian.frequency", "train.random_forward_delta", "train.pretrain_layers"]
+        yield fields, f"model.name={config.model.name!r} has no equilibrium"
+    elif jacobian.frequency == 0:
         fields = ["train.random_forward_delta", "jacobian.increment_every", "jacobian.stop_epoch"]
         yield fields, "jacobian.frequency=0 applies no Jacobian loss"
     elif not (jacobian.weight or jacobian.pretrain_weight or jacobian.increment_every):
@@ -104,6 +107,11 @@ def _reasons(config, training: bool):
         yield fields, "the weight of the Jacobian loss is 0 throughout"
 
 
-def _get(config, name: str):
+def _is_set(config: ConfigDict, name: str) -> bool:
+    """Whether a field differs from its default; false for fields without an entry above."""
+    return name in DEFAULTS and _get(config, name) != DEFAULTS[name]
+
+
+def _get(config: ConfigDict, name: str):
     part, field = name.split(".")
     return config[part][field]

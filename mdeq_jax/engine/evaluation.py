@@ -1,27 +1,32 @@
-"""Evaluating what a work directory holds: `evaluate`, and its accuracy against solver steps."""
+"""Evaluating and predicting with a checkpoint of a work directory."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
+import flax.linen as nn
+from ml_collections import ConfigDict
 
 from mdeq_jax.data import load_dataset
+from mdeq_jax.diagnostics import sweep
 from mdeq_jax.engine.checkpoint import BEST, NEWEST, Checkpoints
 from mdeq_jax.engine.config_lint import unused_settings
 from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.engine.report import describe_evaluation
+from mdeq_jax.engine.state import variable_shapes
+from mdeq_jax.engine.validate import check_evaluation
 from mdeq_jax.engine.workdir import check_architecture
 from mdeq_jax.models import build_model
-from mdeq_jax.runtime import devices, hosts
-from mdeq_jax.tasks import build_task
-from mdeq_jax.tasks.task import display_name
-from mdeq_jax.tasks.validate import check_data
-from mdeq_jax.viz.sweep import plot_sweep
+from mdeq_jax.runtime import devices
+from mdeq_jax.runtime.hosts import is_primary, log
+from mdeq_jax.tasks import TrainedModel, build_task
 
 
 def evaluate(
-    config, workdir: str | Path, *, checkpoint: str = "latest", sweep_steps: Sequence[int] = ()
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    checkpoint: str = "latest",
+    sweep_steps: Sequence[int] = (),
 ) -> dict:
     """Evaluates a checkpoint of `workdir` with the solver settings of `config`.
 
@@ -29,51 +34,102 @@ def evaluate(
         config: a config of the same architecture; other settings may differ from training's.
         workdir: work directory of `train_and_evaluate` or of a converted file.
         checkpoint: "latest", "best", or a step.
-        sweep_steps: numbers of forward solver steps to evaluate with, in the place of
-            `solver.forward.max_steps`; nothing is compiled anew for them. Writes
+        sweep_steps: numbers of forward solver steps to evaluate with, instead of
+            `solver.forward.max_steps`; they share one compiled program. Writes
             `workdir/sweep.png`.
 
     Returns:
-        The figures, see `Evaluator`, and "step", and those of the spectral radius if
-        `eval.spectral_radius_every_epochs` is set; with `sweep_steps` those of the largest number,
-        and all of them under "sweep", by number of steps.
+        The metrics of `Evaluator`, "step", and those of the spectral radius if
+        `eval.spectral_radius_every_epochs` is set. With `sweep_steps` the metrics are those of the
+        largest number, and all of them are under "sweep", by number of steps.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: settings that do not fit each other, the data or the checkpoint.
     """
-    workdir = Path(workdir)
-    sweep_steps = sorted(set(sweep_steps))
-    if sweep_steps:
-        config = _with_room_for(config, sweep_steps)
+    workdir, numbers = Path(workdir), sorted(set(sweep_steps))
+    if numbers:
+        config = sweep.sweep_config(config, numbers)
+    check_evaluation(config)
     model, task = build_model(config), build_task(config)
     variables, step = load_checkpoint(config, workdir, model, checkpoint)
     dataset = load_dataset(config.data)
-    check_data(config, dataset)
+    task.check_data(dataset)
     for line in unused_settings(config, training=False):
-        _say(f"Note: {line}")
+        log(f"Note: {line}")
     evaluator, replicated = Evaluator(model, task, dataset, config), devices.replicate(variables)
-    if not sweep_steps:
+    if not numbers:
         metrics = {"step": step, **evaluator(replicated)}
         if config.eval.spectral_radius_every_epochs is not None:
             metrics |= evaluator.spectral_radius(replicated)
-        _say(f"{workdir}, step {step:,}: {describe_evaluation(metrics, task.headline)}")
+        log(f"{workdir}, step {step:,}: {describe_evaluation(metrics, task)}")
         return metrics
-    _say(f"{workdir}, step {step:,}, by forward solver steps:")
-    sweep = {}
-    for number in sweep_steps:
-        sweep[number] = evaluator(replicated, number)
-        _say(f"{number:5}  {describe_evaluation(sweep[number], task.headline)}")
-    if hosts.is_main():
+    log(f"{workdir}, step {step:,}, by forward solver steps:")
+    results = sweep.sweep(
+        lambda number: evaluator(replicated, number),
+        numbers,
+        lambda number, metrics: log(f"{number:5}  {describe_evaluation(metrics, task)}"),
+    )
+    if is_primary():
         path = workdir / "sweep.png"
-        label = display_name(task.headline)
-        plot_sweep(path, sweep, task.headline, label, f"{config.name}, step {step:,}")
-        print(f"Wrote {path}.")
-    return {"step": step, **sweep[sweep_steps[-1]], "sweep": sweep}
+        sweep.plot(path, results, task, f"{config.name}, step {step:,}")
+        log(f"Wrote {path}.")
+    return {"step": step, **results[numbers[-1]], "sweep": results}
 
 
-def load_checkpoint(config, workdir: Path, model, checkpoint: str = "latest") -> tuple[dict, int]:
-    """The network of a work directory, on the host, and its step.
+def predict(
+    config: ConfigDict, workdir: str | Path, source: str | Path, *, checkpoint: str = "latest"
+) -> str:
+    """Predicts on examples without a truth, and writes the results into `workdir`.
+
+    Args:
+        config: a config of the same architecture.
+        workdir: work directory of `train_and_evaluate` or of a converted file.
+        source: where the examples are; see `Task.predict` of the config's task.
+        checkpoint: "latest", "best", or a step.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint or source.
+        ValueError: settings that do not fit each other or the checkpoint, or a bad example.
+    """
+    task, trained = build_task(config), load_trained(config, workdir, checkpoint)
+    return task.predict(trained, source, Path(workdir))
+
+
+def save_predictions(
+    config: ConfigDict, workdir: str | Path, folder: str | Path, *, checkpoint: str = "latest"
+) -> dict[str, float]:
+    """Writes the predictions on the evaluation split into `folder`; returns their metrics.
+
+    Args:
+        config: a config of the network and the data set.
+        workdir: work directory of `train_and_evaluate` or of a converted file.
+        folder: made if missing.
+        checkpoint: "latest", "best", or a step.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or no data.
+        ValueError: settings that do not fit each other, the data or the checkpoint, or a task that
+            has nothing to save.
+    """
+    task, trained = build_task(config), load_trained(config, workdir, checkpoint)
+    return task.save_predictions(trained, folder)
+
+
+def load_trained(config: ConfigDict, workdir: str | Path, checkpoint: str) -> TrainedModel:
+    """The model of a config with the variables of a checkpoint; errors as `load_checkpoint`'s."""
+    model = build_model(config)
+    variables, step = load_checkpoint(config, Path(workdir), model, checkpoint)
+    return TrainedModel(config, model, variables, step)
+
+
+def load_checkpoint(
+    config: ConfigDict, workdir: Path, model: nn.Module, checkpoint: str = "latest"
+) -> tuple[dict, int]:
+    """The variables of a work directory, on the host, and their step.
 
     Args:
         config: a config of the same architecture.
@@ -95,23 +151,8 @@ def load_checkpoint(config, workdir: Path, model, checkpoint: str = "latest") ->
             "a directory where that was done."
         )
     check_architecture(workdir, config)
-    images = jnp.zeros((1, *config.data.image_size, 3))
-    like = jax.eval_shape(model.init, jax.random.key(0), images)
+    like = variable_shapes(model, config)
     with Checkpoints(workdir, folder=folder, write=False) as checkpoints:
         return checkpoints.restore_variables(
             like, int(checkpoint) if checkpoint.isdigit() else None
         )
-
-
-def _with_room_for(config, sweep_steps):
-    if sweep_steps[0] < 1:
-        raise ValueError(f"sweep_steps must be at least 1; got {sweep_steps[0]}.")
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.solver.forward.max_steps = sweep_steps[-1]
-    return config
-
-
-def _say(text: str) -> None:
-    if hosts.is_main():
-        print(text, flush=True)

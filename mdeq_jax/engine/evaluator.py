@@ -1,12 +1,16 @@
 """Evaluation over a whole split."""
 
+import contextlib
 import time
 
+import flax.linen as nn
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset, EvalLoader, Prefetcher
 from mdeq_jax.diagnostics.spectral_radius import make_spectral_radius
+from mdeq_jax.engine.compile_time import announced
 from mdeq_jax.engine.step import make_eval_step
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.solvers import Status
@@ -16,7 +20,7 @@ from mdeq_jax.tasks import Task
 class Evaluator:
     """Evaluates variables on a data set; compiles once."""
 
-    def __init__(self, model, task: Task, dataset: Dataset, config):
+    def __init__(self, model: nn.Module, task: Task, dataset: Dataset, config: ConfigDict):
         """Prepares the loader and the step.
 
         Args:
@@ -27,7 +31,7 @@ class Evaluator:
         """
         batch_size = config.eval.batch_size or config.train.batch_size
         devices.check_batch_size(batch_size, "eval.batch_size")
-        self._task = task
+        self._config, self._task = config, task
         self._loader = EvalLoader(
             dataset,
             batch_size,
@@ -35,31 +39,39 @@ class Evaluator:
             process_count=jax.process_count(),
             num_workers=config.data.num_workers,
         )
-        self._max_steps = config.solver.forward.max_steps
         self._step = devices.pmap(make_eval_step(model, task))
+        self._compiled = False
         self._radius = devices.pmap(make_spectral_radius(model, task, config.seed))
 
     def __call__(self, replicated_variables, step_budget: int | None = None) -> dict[str, float]:
-        """Figures over every example of the split, each counted once.
+        """Evaluates every example of the split once.
 
         Args:
             replicated_variables: of `devices.replicate`.
-            step_budget: most forward solver steps, up to `solver.forward.max_steps`; the
-                default. Another one compiles nothing.
+            step_budget: most forward solver steps, at most `solver.forward.max_steps`, which is
+                the default. Another budget needs no compilation.
 
         Returns:
-            "eval/NAME" for each figure of the task; "eval/nfe", evaluations of the cell a batch;
+            "eval/NAME" for each number of the task; "eval/examples"; "eval/NOUN_per_second", NOUN
+            the task's name for examples, without the first batch, which may compile; and
+            "eval/skipped", this host's unreadable examples left out so far (`data.on_error`). For a
+            model with an equilibrium also "eval/nfe", evaluations of the cell a batch;
             "eval/steps", solver steps to a sample's best iterate; "eval/rel_residual" (median),
-            "eval/rel_residual_p90", "_p99" and "_max"; "eval/unconverged", the share that did not
-            reach `tol`; "eval/images_per_second", without the first batch, which may compile;
-            "eval/skipped", this host's unreadable examples left out so far (`data.on_error`).
+            "eval/rel_residual_p90", "_p99" and "_max"; and "eval/unconverged", the share that did
+            not reach `tol`.
         """
-        budget = devices.for_each_device(np.int32(step_budget or self._max_steps))
+        limit = step_budget or self._config.solver.forward.max_steps
+        budget = devices.for_each_device(np.int32(limit))
         sums, rows, seconds = {}, [], []
-        with Prefetcher(self._loader, devices.place) as batches:
+        first = contextlib.nullcontext()
+        if not self._compiled:
+            first = announced("evaluation", replicated_variables, self._config)
+        with Prefetcher(self._loader, devices.to_devices) as batches:
             clock = time.perf_counter()
             for batch, _ in batches:
-                batch_sums, per_sample = self._step(replicated_variables, batch, budget)
+                with first:
+                    batch_sums, per_sample = self._step(replicated_variables, batch, budget)
+                first, self._compiled = contextlib.nullcontext(), True
                 for name, value in devices.unreplicate(batch_sums).items():
                     sums[name] = sums.get(name, 0) + value.astype(np.float64)
                 rows.append(jax.tree.map(np.ravel, devices.fetch(per_sample)))
@@ -69,21 +81,13 @@ class Evaluator:
         samples = dict(hosts.gather(local))
         keep = samples.pop("mask") > 0
         samples = {name: value[keep] for name, value in samples.items()}
-        residual = samples["rel_residual"]
-        warm = seconds[1:] or seconds
-        images = len(warm) * len(local["mask"]) / len(seconds) * jax.process_count()
-        figures = self._task.summarize(sums)
+        after_first = seconds[1:] or seconds
+        count = len(after_first) * len(local["mask"]) / len(seconds) * jax.process_count()
         return {
-            **{f"eval/{name}": float(value) for name, value in figures.items()},
+            **{f"eval/{name}": float(value) for name, value in self._task.finalize(sums).items()},
             "eval/examples": int(sums["count"]),
-            "eval/nfe": float(samples["nfe"].mean()),
-            "eval/steps": float(samples["steps"].mean()),
-            "eval/rel_residual": float(np.median(residual)),
-            "eval/rel_residual_p90": float(np.quantile(residual, 0.9)),
-            "eval/rel_residual_p99": float(np.quantile(residual, 0.99)),
-            "eval/rel_residual_max": float(np.max(residual)),
-            "eval/unconverged": float(np.mean(samples["status"] != Status.CONVERGED)),
-            "eval/images_per_second": images / sum(warm),
+            **_describe_solves(samples),
+            f"eval/{self._task.example_noun}_per_second": count / sum(after_first),
             "eval/skipped": sum(self._loader.skipped.values()),
         }
 
@@ -93,10 +97,10 @@ class Evaluator:
         Returns:
             "eval/spectral_radius" and "eval/spectral_radius_max", mean and largest over the
             samples of the power iteration's growth per step, and "eval/spectral_radius_residual",
-            the mean of its own residual: near 0 where one real eigenvalue dominates, and not for a
-            complex pair. See `mdeq_jax.implicit.spectral_radius`.
+            the mean of its own residual. That is near 0 if one real eigenvalue dominates, and not
+            for a complex pair. See `mdeq_jax.implicit.spectral_radius`.
         """
-        batch = devices.place(next(iter(self._loader)))
+        batch = devices.to_devices(next(iter(self._loader)))
         rows = hosts.gather(
             jax.tree.map(np.ravel, devices.fetch(self._radius(replicated_variables, batch)))
         )
@@ -106,3 +110,19 @@ class Evaluator:
             "eval/spectral_radius_max": float(rows["growth"][keep].max()),
             "eval/spectral_radius_residual": float(rows["residual"][keep].mean()),
         }
+
+
+def _describe_solves(samples: dict[str, np.ndarray]) -> dict[str, float]:
+    """Metrics of the solves of all examples; none for a model without an equilibrium."""
+    if "rel_residual" not in samples:
+        return {}
+    residual = samples["rel_residual"]
+    return {
+        "eval/nfe": float(samples["nfe"].mean()),
+        "eval/steps": float(samples["steps"].mean()),
+        "eval/rel_residual": float(np.median(residual)),
+        "eval/rel_residual_p90": float(np.quantile(residual, 0.9)),
+        "eval/rel_residual_p99": float(np.quantile(residual, 0.99)),
+        "eval/rel_residual_max": float(np.max(residual)),
+        "eval/unconverged": float(np.mean(samples["status"] != Status.CONVERGED)),
+    }

@@ -1,4 +1,6 @@
-"""From the reports of steps to figures, and lines to read."""
+"""From the reports of steps to metrics, and lines to print."""
+
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -7,7 +9,6 @@ from mdeq_jax.engine.step import Report
 from mdeq_jax.runtime import devices
 from mdeq_jax.solvers import Status
 from mdeq_jax.tasks import Task
-from mdeq_jax.tasks.task import display_name
 
 
 def fetch(report: Report) -> Report:
@@ -17,10 +18,10 @@ def fetch(report: Report) -> Report:
     return Report(one[0], rows, one[1])
 
 
-def summarize(reports: list[Report], task: Task) -> dict[str, float]:
-    """Figures over training steps, "train/NAME".
+def summarize_steps(reports: list[Report], task: Task) -> dict[str, float]:
+    """Metrics over training steps, "train/NAME".
 
-    Scalars are means over the steps whose update was made; "train/skipped_updates" counts the
+    Scalars are means over the steps whose update was made. "train/skipped_updates" counts the
     others, and "train/grad_norm_max" is the largest norm. "train/forward_rel_residual" and
     "train/backward_rel_residual" are medians over this host's samples of the equilibrium steps,
     "..._p90" their 90 % quantiles, "..._max" their worst, and "..._unconverged" the share of solves
@@ -31,40 +32,55 @@ def summarize(reports: list[Report], task: Task) -> dict[str, float]:
         reports: of `fetch`.
         task: of the model.
     """
-    summary = {}
     made = [report for report in reports if not report.scalars["skipped"]] or reports
-    for name in sorted({name for report in made for name in report.scalars}):
-        values = np.array([r.scalars[name] for r in made if name in r.scalars], np.float64)
-        if name == "jacobian_loss":
-            values = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
-        if not name.startswith("skipped"):
-            summary[_label(name)] = float(np.mean(values))
-        if name == "grad_norm":
-            summary["train/grad_norm_max"] = float(np.max(values))
-    for name in sorted({name for report in reports for name in report.per_sample}):
-        values = np.concatenate([r.per_sample[name] for r in reports if name in r.per_sample])
-        if name.endswith("status"):
-            label = _label(name.replace("status", "unconverged"))
-            summary[label] = float(np.mean(values != Status.CONVERGED))
-        else:
-            label = _label(name)
-            summary[label] = float(np.median(values))
-            summary[f"{label}_p90"] = float(np.quantile(values, 0.9))
-            summary[f"{label}_max"] = float(np.max(values))
+    summary = {**_scalars(made), **_solves(reports)}
     sums = {name: sum(r.sums[name].astype(np.float64) for r in made) for name in made[0].sums}
-    figures = task.summarize(sums)
-    figures.pop("loss", None)  # the loss that is trained is among the scalars
-    summary |= {f"train/{name}": value for name, value in figures.items()}
+    numbers = task.finalize(sums)
+    numbers.pop("loss", None)  # the loss that is trained is among the scalars
+    summary |= {f"train/{name}": value for name, value in numbers.items()}
     summary["train/skipped_updates"] = int(sum(r.scalars["skipped"] for r in reports))
     return summary
 
 
-def _label(name: str) -> str:
+def _scalars(reports: list[Report]) -> dict[str, float]:
+    summary = {}
+    for name in _names(report.scalars for report in reports):
+        values = np.array([r.scalars[name] for r in reports if name in r.scalars], np.float64)
+        if name == "jacobian_loss":
+            values = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
+        if not name.startswith("skipped"):
+            summary[_key(name)] = float(np.mean(values))
+        if name == "grad_norm":
+            summary["train/grad_norm_max"] = float(np.max(values))
+    return summary
+
+
+def _solves(reports: list[Report]) -> dict[str, float]:
+    """Residuals and unconverged shares over the samples of all steps that solved."""
+    summary = {}
+    for name in _names(report.per_sample for report in reports):
+        values = np.concatenate([r.per_sample[name] for r in reports if name in r.per_sample])
+        if name.endswith("status"):
+            key = _key(name.replace("status", "unconverged"))
+            summary[key] = float(np.mean(values != Status.CONVERGED))
+        else:
+            key = _key(name)
+            summary[key] = float(np.median(values))
+            summary[f"{key}_p90"] = float(np.quantile(values, 0.9))
+            summary[f"{key}_max"] = float(np.max(values))
+    return summary
+
+
+def _names(dicts: Iterable[dict]) -> list[str]:
+    return sorted({name for entries in dicts for name in entries})
+
+
+def _key(name: str) -> str:
     return "train/" + name.replace("/", "_")
 
 
-def describe_training(metrics: dict) -> str:
-    """One line of training figures that a person can read."""
+def describe_training(metrics: dict, task: Task) -> str:
+    """One line of training metrics for people to read."""
     parts = [f"loss {metrics['train/loss']:.4f}", f"lr {metrics['learning_rate']:.1e}"]
     if "train/forward_nfe" in metrics:
         nfe = f"NFE {metrics['train/forward_nfe']:.1f}"
@@ -75,13 +91,14 @@ def describe_training(metrics: dict) -> str:
                 metrics, "train/backward_rel_residual", "train/backward_unconverged"
             )
         parts += [nfe, f"residual {residual}"]
-    else:
+    elif metrics["phase"] == "pretraining":
         parts.append("pretraining")
     worst = metrics["train/grad_norm_max"]
     parts.append(f"gradient {metrics['train/grad_norm']:.2g} (worst {worst:.2g})")
     if metrics["train/skipped_updates"]:
         parts.append(f"{metrics['train/skipped_updates']} updates skipped (not finite)")
-    parts.append(f"{metrics['images_per_second']:.0f} images/s")
+    noun = task.example_noun
+    parts.append(f"{metrics[f'{noun}_per_second']:.0f} {noun}/s")
     parts.append(f"waiting {100 * metrics['data_wait_share']:.0f} %")
     return "  ".join(parts)
 
@@ -93,22 +110,21 @@ def _residual(metrics: dict, residual: str, unconverged: str) -> str:
     return text + ")"
 
 
-def describe_evaluation(metrics: dict, headline: str) -> str:
-    """One line of an evaluation that a person can read.
+def describe_evaluation(metrics: dict, task: Task) -> str:
+    """One line of an evaluation for people to read.
 
     Args:
         metrics: of `Evaluator`.
-        headline: of the task.
+        task: of the model.
     """
-    names = [headline, "pixel_accuracy"] if headline == "miou" else [headline]
-    parts = [
-        *(f"{display_name(name)} {100 * metrics[f'eval/{name}']:.2f} %" for name in names),
-        f"loss {metrics['eval/loss']:.4f}",
-        f"NFE {metrics['eval/nfe']:.1f}",
-        f"residual {metrics['eval/rel_residual']:.1e} "
-        f"(90 %: {metrics['eval/rel_residual_p90']:.1e}, "
-        f"{100 * metrics['eval/unconverged']:.1f} % not converged)",
-    ]
+    parts = [*task.describe(metrics), f"loss {metrics['eval/loss']:.4f}"]
+    if "eval/nfe" in metrics:
+        parts += [
+            f"NFE {metrics['eval/nfe']:.1f}",
+            f"residual {metrics['eval/rel_residual']:.1e} "
+            f"(90 %: {metrics['eval/rel_residual_p90']:.1e}, "
+            f"{100 * metrics['eval/unconverged']:.1f} % not converged)",
+        ]
     if "eval/spectral_radius" in metrics:
         parts.append(f"spectral radius {metrics['eval/spectral_radius']:.2f}")
     return "  ".join(parts)

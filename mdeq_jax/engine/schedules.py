@@ -1,35 +1,36 @@
-"""What depends on the step: learning rate, weight of the Jacobian loss."""
+"""Functions of the step: learning rate, weight of the Jacobian loss."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 SCHEDULES = ("cosine", "step", "polynomial", "constant")
 
 
-# Of `config.train`: the settings that belong to one schedule only.
+# Fields of `config.train` that belong to one schedule only.
 _SETTINGS = {"step": ("decay_epochs", "decay_factor"), "polynomial": ("decay_power",)}
 
 
-def learning_rate(train, num_steps: int) -> Callable[[jax.Array], jax.Array]:
+def learning_rate(train: ConfigDict, num_steps: int) -> Callable[[jax.Array], jax.Array]:
     """Learning rate of each step, linear warm-up first.
 
-    All but "constant" count from the end of the warm-up.
+    All schedules but "constant" count from the end of the warm-up:
 
-    "cosine" falls from `learning_rate` to `end_learning_rate` at `num_steps`, a step at a time, as
-    `torch.optim.lr_scheduler.CosineAnnealingLR`.
-    "polynomial" falls as (1 - t / T)^`decay_power` (0.9 if None) from the one to the other.
-    "step" multiplies by `decay_factor` (0.1 if None) at each of `decay_epochs`.
+    - "cosine" falls from `learning_rate` to `end_learning_rate` at `num_steps`, a step at a time,
+      as `torch.optim.lr_scheduler.CosineAnnealingLR` does.
+    - "polynomial" falls as (1 - t / T)^`decay_power` (0.9 if None) between the same rates.
+    - "step" multiplies by `decay_factor` (0.1 if None) at each of `decay_epochs`.
 
     Args:
         train: `config.train`.
-        num_steps: steps of the whole training, which `train.epochs` epochs take.
+        num_steps: steps of the whole training, those of `train.epochs` epochs.
 
     Raises:
-        ValueError: unknown schedule, a setting that it does not have or that it lacks, or a
-            warm-up longer than the training.
+        ValueError: an unknown schedule, a setting that the schedule does not have or that it lacks,
+            or a warm-up longer than the training.
     """
     if train.schedule not in SCHEDULES:
         raise ValueError(f"train.schedule must be one of {SCHEDULES}; got {train.schedule!r}.")
@@ -64,7 +65,7 @@ def learning_rate(train, num_steps: int) -> Callable[[jax.Array], jax.Array]:
     return optax.join_schedules([warmup, main], [train.warmup_steps])
 
 
-def _check_settings(train) -> None:
+def _check_settings(train: ConfigDict) -> None:
     """Refuses settings of another schedule, and values that a schedule cannot take."""
     for schedule, fields in _SETTINGS.items():
         for field in fields:
@@ -86,7 +87,7 @@ def _check_settings(train) -> None:
             )
 
 
-def jacobian_weight(config, steps_per_epoch: int) -> Callable[[jax.Array], jax.Array]:
+def jacobian_weight(config: ConfigDict, steps_per_epoch: int) -> Callable[[jax.Array], jax.Array]:
     """Weight of the Jacobian loss on a step that applies it.
 
     w(t) = weight + 0.1 floor((t - pretrain_steps) / increment_every) in the equilibrium phase,

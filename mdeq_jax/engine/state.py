@@ -1,13 +1,16 @@
-"""What a training run carries from step to step, and the optimiser that moves it."""
+"""The state that a training run carries from step to step, and its optimiser."""
 
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from mdeq_jax.engine.schedules import learning_rate
+from mdeq_jax.tasks import Task, task_type
 
 OPTIMIZERS = ("adam", "sgd")
 
@@ -34,12 +37,12 @@ class TrainState:
 
     @property
     def variables(self) -> dict:
-        """The Flax variables that training moves."""
+        """The Flax variables that training updates."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def eval_variables(self) -> dict:
-        """The Flax variables to evaluate: the average where there is one."""
+        """The Flax variables to evaluate: the average if there is one."""
         return self.average or self.variables
 
     def starting_from(self, variables: dict) -> "TrainState":
@@ -50,7 +53,7 @@ class TrainState:
         )
 
 
-def build_optimizer(train, num_steps: int) -> optax.GradientTransformation:
+def build_optimizer(train: ConfigDict, num_steps: int) -> optax.GradientTransformation:
     """Adam or SGD whose updates are those of `torch.optim`: weight decay is added to the gradient.
 
     Args:
@@ -62,7 +65,7 @@ def build_optimizer(train, num_steps: int) -> optax.GradientTransformation:
     """
     if train.optimizer not in OPTIMIZERS:
         raise ValueError(f"train.optimizer must be one of {OPTIMIZERS}; got {train.optimizer!r}.")
-    # Always the same parts, so that a run may go on with another clipping or decay.
+    # Always the same parts, so that a run may resume with another clipping or decay.
     clip = (
         optax.identity() if train.grad_clip is None else optax.clip_by_global_norm(train.grad_clip)
     )
@@ -78,7 +81,9 @@ def build_optimizer(train, num_steps: int) -> optax.GradientTransformation:
     )
 
 
-def make_state(variables: dict, optimizer, *, averaged: bool = False) -> TrainState:
+def make_state(
+    variables: dict, optimizer: optax.GradientTransformation, *, averaged: bool = False
+) -> TrainState:
     """The state before the first step.
 
     Args:
@@ -97,8 +102,17 @@ def make_state(variables: dict, optimizer, *, averaged: bool = False) -> TrainSt
     )
 
 
-def init_state(model, optimizer, config) -> TrainState:
-    """A fresh state; the same `config.seed` gives the same on every host."""
-    images = jnp.zeros((1, *config.data.image_size, 3))
-    variables = jax.jit(model.init)(jax.random.key(config.seed), images)
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, task: Task, config: ConfigDict
+) -> TrainState:
+    """A fresh state; the same `config.seed` gives the same one on every host."""
+    key, inputs = jax.random.key(config.seed), task.example_inputs(config)
+    variables = jax.jit(model.init)(key, inputs)
     return make_state(variables, optimizer, averaged=config.train.ema_decay is not None)
+
+
+def variable_shapes(model: nn.Module, config: ConfigDict) -> dict:
+    """Shapes and types of the Flax variables of `build_model(config)`, as checkpoints hold them."""
+    inputs = task_type(config).example_inputs(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}

@@ -1,13 +1,16 @@
 """Settings that cannot work together, refused before anything is compiled."""
 
+from ml_collections import ConfigDict
+
+from mdeq_jax.models import family_of
 from mdeq_jax.runtime import devices
 
 
-def check_training(config) -> None:
+def check_training(config: ConfigDict) -> None:
     """Refuses training settings that cannot work, or would have no effect.
 
     Raises:
-        ValueError: as said.
+        ValueError: names the setting, its value and the requirement.
     """
     train, jacobian = config.train, config.jacobian
     if train.accumulate_steps < 1:
@@ -31,8 +34,6 @@ def check_training(config) -> None:
         raise ValueError(f"train.ema_decay must be in (0, 1), or None; got {train.ema_decay}.")
     if train.grad_clip is not None and train.grad_clip <= 0:
         raise ValueError(f"train.grad_clip must be positive, or None; got {train.grad_clip}.")
-    if not 0 <= train.label_smoothing < 1:
-        raise ValueError(f"train.label_smoothing must be in [0, 1); got {train.label_smoothing}.")
     if train.pretrain_steps > 0 and train.pretrain_layers < 1:
         raise ValueError(
             f"train.pretrain_steps={train.pretrain_steps} needs train.pretrain_layers of at least "
@@ -49,4 +50,18 @@ def check_training(config) -> None:
         raise ValueError(
             f"train.random_forward_delta={train.random_forward_delta} must be below "
             f"solver.forward.max_steps={config.solver.forward.max_steps}, or no step remains."
+        )
+
+
+def check_evaluation(config: ConfigDict) -> None:
+    """Refuses evaluation settings that the model cannot have.
+
+    Raises:
+        ValueError: a spectral radius without an equilibrium to compute it at.
+    """
+    epochs = config.eval.spectral_radius_every_epochs
+    if epochs is not None and not family_of(config).has_equilibrium:
+        raise ValueError(
+            f"eval.spectral_radius_every_epochs={epochs} has no effect on model.name="
+            f"{config.model.name!r}, which has no equilibrium: unset it."
         )

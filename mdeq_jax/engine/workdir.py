@@ -1,9 +1,11 @@
-"""A work directory and the config it belongs to: `workdir/config.json`."""
+"""A work directory and the config that it belongs to: `workdir/config.json`."""
 
 import json
 import os
 import tempfile
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from mdeq_jax.models import family_of
 from mdeq_jax.runtime import hosts
@@ -17,7 +19,7 @@ def check_writable(workdir: Path) -> None:
     Raises:
         OSError: it cannot be made or written.
     """
-    if not hosts.is_main():
+    if not hosts.is_primary():
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -26,13 +28,13 @@ def check_writable(workdir: Path) -> None:
     except OSError as error:
         raise OSError(
             f"The work directory {workdir} cannot be written: {error}. Results and checkpoints go "
-            "there: choose another --workdir, or make room and give yourself the right to write."
+            "there: choose another --workdir, make room, or correct the permissions."
         ) from None
 
 
-def write_config(workdir: Path, config) -> None:
+def write_config(workdir: Path, config: ConfigDict) -> None:
     """Writes `workdir/config.json`, whole or not at all; by the first process only."""
-    if not hosts.is_main():
+    if not hosts.is_primary():
         return
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
@@ -42,7 +44,7 @@ def write_config(workdir: Path, config) -> None:
     os.replace(file.name, workdir / CONFIG_FILE)
 
 
-def check_architecture(workdir: Path, config) -> None:
+def check_architecture(workdir: Path, config: ConfigDict) -> None:
     """Refuses a work directory whose checkpoints are of another network.
 
     Raises:
@@ -54,8 +56,8 @@ def check_architecture(workdir: Path, config) -> None:
         return  # a run that was stopped before it saved anything
     if not path.exists():
         raise ValueError(
-            f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell of which "
-            "network: put the file back, or choose another --workdir."
+            f"{workdir} holds checkpoints but no {CONFIG_FILE}, so their network is unknown: put "
+            "the file back, or choose another --workdir."
         )
     saved = json.loads(path.read_text())["model"]
     wanted = json.loads(config.to_json_best_effort())["model"]
@@ -67,17 +69,17 @@ def check_architecture(workdir: Path, config) -> None:
             for name in differing
         )
         raise ValueError(
-            f"{workdir} holds the work of another architecture:\n{rows}\n"
+            f"{workdir} holds checkpoints of another architecture:\n{rows}\n"
             "Choose another --workdir, or the config that it was made with "
-            f"(it is in {path})."
+            f"(in {path})."
         )
 
 
-def check_resumable(workdir: Path, config) -> None:
-    """Refuses to go on from a state of another optimiser, or with or without an average.
+def check_resumable(workdir: Path, config: ConfigDict) -> None:
+    """Refuses to resume with another optimiser, or to add or drop the moving average.
 
     Raises:
-        ValueError: as said.
+        ValueError: the checkpoints have another optimiser or average than the config.
     """
     path = workdir / CONFIG_FILE
     if not path.exists():
@@ -86,13 +88,13 @@ def check_resumable(workdir: Path, config) -> None:
     if saved["optimizer"] != config.train.optimizer:
         raise ValueError(
             f"{workdir} was trained with train.optimizer={saved['optimizer']!r}, whose state "
-            f"{config.train.optimizer!r} cannot go on from. Keep it, or start a new --workdir with "
-            f"--config.init.from_checkpoint={workdir}."
+            f"{config.train.optimizer!r} cannot resume from. Keep it, or start a new --workdir "
+            f"with --config.init.from_checkpoint={workdir}."
         )
     if (saved["ema_decay"] is None) != (config.train.ema_decay is None):
         raise ValueError(
             f"{workdir} was trained with train.ema_decay={saved['ema_decay']}; "
-            f"{config.train.ema_decay} cannot go on from it, as an average is kept from the first "
-            "step or not at all. Keep the setting, or start a new --workdir with "
+            f"{config.train.ema_decay} cannot resume from it, because an average is kept from the "
+            "first step or not at all. Keep the setting, or start a new --workdir with "
             f"--config.init.from_checkpoint={workdir}."
         )

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: `metrics.jsonl` and TensorBoard."""
+"""The files that the metrics of a run go to: `metrics.jsonl` and TensorBoard."""
 
 import json
 import math
@@ -8,13 +8,13 @@ from mdeq_jax.runtime import hosts
 
 
 class MetricsWriter:
-    """`metrics.jsonl`, one JSON object a line in the order of their steps, and TensorBoard.
+    """Writes `metrics.jsonl`, one JSON object a line in the order of the steps, and TensorBoard.
 
-    Only the first process writes; on the others it does nothing.
+    Only the first process writes.
     """
 
     def __init__(self, workdir: Path, *, after_step: int, tensorboard: bool):
-        """Opens the files, dropping what is of steps after the one that a run goes on from.
+        """Opens the files, and drops the lines after the step that the run resumes from.
 
         Args:
             workdir: work directory.
@@ -23,7 +23,7 @@ class MetricsWriter:
         """
         self._path = workdir / "metrics.jsonl"
         self._tensorboard = None
-        if not hosts.is_main():
+        if not hosts.is_primary():
             return
         if self._path.exists():
             lines = self._path.read_text().splitlines()
@@ -40,19 +40,19 @@ class MetricsWriter:
             )
 
     def write(self, metrics: dict) -> None:
-        """Appends one object with a "step", its numbers that are not finite as null."""
-        if not hosts.is_main():
+        """Appends one object with a "step"; numbers that are not finite become null."""
+        if not hosts.is_primary():
             return
-        figures = finite(metrics)
+        numbers = finite(metrics)
         with self._path.open("a") as file:
-            file.write(json.dumps(figures, allow_nan=False) + "\n")
+            file.write(json.dumps(numbers, allow_nan=False) + "\n")
         if self._tensorboard is not None:
-            for name, value in figures.items():
+            for name, value in numbers.items():
                 if isinstance(value, int | float) and name != "step":
                     self._tensorboard.add_scalar(name, value, metrics["step"])
 
     def close(self) -> None:
-        """Ends the files."""
+        """Closes the files."""
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -64,9 +64,9 @@ class MetricsWriter:
 
 
 def finite(metrics: dict) -> dict:
-    """The figures as JSON can tell them: None for what is not finite, in dicts inside too.
+    """The metrics as JSON can hold them: None for numbers that are not finite, in inner dicts too.
 
-    A class that does not occur has no intersection over union, for example.
+    The score of a class that does not occur is such a number, for example.
     """
     return {name: _jsonable(value) for name, value in metrics.items()}
 
@@ -78,7 +78,7 @@ def _jsonable(value):
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinite for one that a killed run left half written."""
+    """The step of a line; infinite for a line that a killed run left half written."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

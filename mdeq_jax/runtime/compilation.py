@@ -1,4 +1,4 @@
-"""How programs are compiled, and that they are found again by the next process."""
+"""How programs are compiled, and where the next process finds them."""
 
 import os
 from pathlib import Path
@@ -11,10 +11,10 @@ _YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 def choose_convolutions() -> None:
-    """On CPUs under jaxlib 0.10.2: XLA's own convolutions, YNNPACK's being half as fast there.
+    """Chooses XLA's own convolutions on CPUs under jaxlib 0.10.2, where YNNPACK's are half as fast.
 
-    XLA reads its flags once, when JAX first computes something: to be called before. `XLA_FLAGS`
-    that speak of YNNPACK already are left as they are.
+    Call it before JAX first computes something, which is when XLA reads its flags. `XLA_FLAGS` that
+    mention YNNPACK already are left as they are.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jaxlib.__version__ == "0.10.2" and _YNNPACK not in flags:
@@ -24,12 +24,13 @@ def choose_convolutions() -> None:
 def keep_compiled_programs(keep: bool = True) -> Path | None:
     """Turns JAX's persistent compilation cache on, in a folder of the user's, or off.
 
-    The folder is `$JAX_COMPILATION_CACHE_DIR` where that is set (JAX's own way of choosing it),
-    else `mdeq_jax/jax` in `$XDG_CACHE_HOME` or, without that, in `~/.cache`. Processes may share
-    it: what another one is still writing is compiled again. It may be deleted at any time.
+    The folder is `$JAX_COMPILATION_CACHE_DIR` if that is set (JAX's own variable), else
+    `mdeq_jax/jax` in `$XDG_CACHE_HOME` or, without that, in `~/.cache`. Processes may share it: a
+    program that another one is still writing is compiled again. It may be deleted at any time.
 
     Returns:
-        The folder; None where nothing is kept: it was turned off, or cannot be written (a warning).
+        The folder; None if nothing is kept, because the cache is off or cannot be written (which
+        logs a warning).
     """
     if not keep:  # whichever folder was chosen
         jax.config.update("jax_enable_compilation_cache", False)

@@ -1,4 +1,4 @@
-"""The only place that knows about `pmap`: replicating, sharding, mapping."""
+"""The only file that uses `pmap`: mapping a step, replicating, sharding."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from mdeq_jax.parallel import BATCH_AXIS
 
 
 def pmap(step: Callable, *, static_argnums=(), donate_argnums=()) -> Callable:
-    """`jax.pmap` over all devices of all hosts, with the axis "batch"."""
+    """`jax.pmap` over all devices of all hosts, with the axis of `mdeq_jax.parallel`."""
     return jax.pmap(
         step,
         axis_name=BATCH_AXIS,
@@ -24,8 +24,8 @@ def pmap(step: Callable, *, static_argnums=(), donate_argnums=()) -> Callable:
 
 def replicate(tree):
     """A copy for each local device, along a new leading axis."""
-    # With the axis of the steps, or the first step's placement would differ from the later ones'
-    # and it would be compiled twice.
+    # Mapped like the steps: otherwise the first step's placement would differ from the later ones'
+    # and the step would be compiled twice.
     return pmap(lambda x: x)(jax.tree.map(for_each_device, jax.device_get(tree)))
 
 
@@ -54,7 +54,7 @@ def fetch(tree):
     return jax.tree.map(local, tree)
 
 
-def place(batch: dict) -> dict:
+def to_devices(batch: dict) -> dict:
     """`[B, ...]` of this host to `[devices, B / devices, ...]`, each part on its device."""
     mesh = Mesh(np.array(jax.local_devices()), (BATCH_AXIS,))
     return jax.device_put(
@@ -63,9 +63,9 @@ def place(batch: dict) -> dict:
 
 
 class Agreement:
-    """Whether any host has raised its flag, the same answer on all of them.
+    """Whether any host has raised its flag; all hosts get the same answer.
 
-    With several hosts the answer is to the question before, so that nobody waits for the devices.
+    With several hosts each call answers the call before, so no host waits for the devices.
     """
 
     def __init__(self):
@@ -73,7 +73,7 @@ class Agreement:
         self._before = None
 
     def __call__(self, flag: bool) -> bool:
-        """Asks; all hosts must."""
+        """Asks; every host must call it."""
         if jax.process_count() == 1:
             return flag
         before, self._before = self._before, self._any(for_each_device(jnp.int32(flag)))
@@ -86,10 +86,10 @@ def check_batch_size(batch_size: int, where: str, parts: int = 1) -> None:
     Args:
         batch_size: over all devices of all hosts.
         where: name of the field.
-        parts: how many batches each device makes of its own (gradient accumulation).
+        parts: how many parts each device makes of its share (gradient accumulation).
 
     Raises:
-        ValueError: as said; names the nearest sizes that would do.
+        ValueError: names the nearest sizes that would do.
     """
     devices = jax.device_count()
     unit = devices * parts

@@ -1,19 +1,23 @@
-"""Several hosts as one run: joining them, and what they have to tell each other."""
+"""Several hosts as one run: joining them, and exchanging arrays between them."""
 
 import os
+import sys
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 
-def join(
+def initialize_distributed(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
     """Makes this process one of a run; call it before anything else touches a device.
 
-    With all three arguments as they say; with none, automatically where SLURM (`srun`), Open MPI,
-    Kubernetes or a cloud TPU pod started several processes, and not at all elsewhere.
+    With all three arguments, it joins the run that they describe. With none, it joins if SLURM
+    (`srun`), Open MPI, Kubernetes or a cloud TPU pod started several processes, and else does
+    nothing.
 
     Args:
         coordinator: "HOST:PORT" of process 0, the same for all.
@@ -43,8 +47,8 @@ def join(
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
-def started_by_cluster(environment) -> bool:
-    """Whether these environment variables are those of one process among several."""
+def started_by_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether a cluster set these environment variables, for one process among several."""
 
     def count(name):
         value = environment.get(name, "")
@@ -59,7 +63,7 @@ def started_by_cluster(environment) -> bool:
     )
 
 
-def is_main() -> bool:
+def is_primary() -> bool:
     """Whether this is the process that prints and writes."""
     return jax.process_index() == 0
 
@@ -76,6 +80,13 @@ def gather(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns once every process has come here."""
+    """Returns once every process has made this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def log(text: str) -> None:
+    """Prints a line by the first process only, above a progress bar if there is one."""
+    if is_primary():
+        tqdm.write(text)
+        sys.stdout.flush()

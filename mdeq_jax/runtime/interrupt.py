@@ -1,4 +1,4 @@
-"""Stopping a run politely: SIGINT and SIGTERM become a flag that the loop looks at."""
+"""Stopping a run in order: SIGINT and SIGTERM set a flag that the loop reads."""
 
 import signal
 import sys
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and did so with a checkpoint written.
+    """The run was asked to stop, and stopped after writing a checkpoint.
 
     Attributes:
-        signal: the signal that asked; SIGTERM where another host was asked.
+        signal: the signal that asked; SIGTERM if it reached another host.
     """
 
     def __init__(self, step: int, checkpoints: Path, received: signal.Signals | None):
@@ -17,17 +17,17 @@ class Interrupted(Exception):
         asked = received.name if received else "a signal to another host"
         super().__init__(
             f"Stopped by {asked} at step {step}; a checkpoint is in {checkpoints}. "
-            "The same command goes on from there."
+            "The same command resumes from there."
         )
 
 
 class InterruptFlag:
-    """Context in which SIGINT and SIGTERM are noted instead of obeyed.
+    """Context in which SIGINT and SIGTERM only set a flag.
 
-    A second SIGINT raises `KeyboardInterrupt` as usual, for who cannot wait.
+    A second SIGINT raises `KeyboardInterrupt` as usual.
 
     Attributes:
-        received: the signal that came, or None.
+        received: the signal that was received, or None.
     """
 
     def __init__(self):

@@ -1,33 +1,44 @@
-"""What a model is trained for: a loss to differentiate, figures to report, an inference.
+"""What a model is trained for: one row a task in `TASKS`, and `build_task`."""
 
-A figure is a sum over examples (or pixels), so that padding never counts, batches of any size add
-up, and devices and hosts add up; `Task.summarize` makes numbers to read of the sums.
-"""
+from ml_collections import ConfigDict
 
-from mdeq_jax.extras import require_extra
+from mdeq_jax.models import MODELS
+from mdeq_jax.tasks.classification.task import Classification
+from mdeq_jax.tasks.segmentation.task import Segmentation
+from mdeq_jax.tasks.task import Metric, Task, TrainedModel
 
-require_extra("train", "mdeq_jax.tasks", ("cv2", "matplotlib", "tqdm"))
+__all__ = ["TASKS", "Metric", "Task", "TrainedModel", "build_task", "task_type"]
 
-from mdeq_jax.tasks.classification.task import classification
-from mdeq_jax.tasks.segmentation.task import segmentation
-from mdeq_jax.tasks.task import Task
-from mdeq_jax.tasks.validate import check_settings
-
-__all__ = ["TASKS", "Task", "build_task"]
-
-TASKS = {"mdeq_classifier": classification, "mdeq_segmenter": segmentation}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
 
-def build_task(config) -> Task:
-    """The task of `config.model.name`.
+def task_type(config: ConfigDict) -> type[Task]:
+    """The task that `config.task` names; if that is unset, the usual one of the model's family.
 
     Raises:
-        ValueError: there is none yet, or a setting that cannot work or that it has no use for.
+        ValueError: there is no such task or family.
     """
-    if config.model.name not in TASKS:
-        raise ValueError(
-            f"There is no training task for model.name={config.model.name!r} yet; "
-            f"there is one for {sorted(TASKS)}."
-        )
-    check_settings(config)
-    return TASKS[config.model.name](config)
+    if not config.task and config.model.name not in MODELS:
+        raise ValueError(f"model.name must be one of {sorted(MODELS)}; got {config.model.name!r}.")
+    name = config.task or MODELS[config.model.name].task
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {sorted(TASKS)}; got {name!r}.")
+    return TASKS[name]
+
+
+def build_task(config: ConfigDict) -> Task:
+    """The task of a config.
+
+    Raises:
+        ValueError: there is none, a setting cannot work, or it belongs to another task.
+    """
+    chosen = task_type(config)
+    for other in TASKS.values():
+        for field, unset in other.own_fields.items():
+            part, name = field.split(".")
+            if field not in chosen.own_fields and config[part][name] != unset:
+                raise ValueError(
+                    f"{field}={config[part][name]!r} is for {other.name} and has no effect on "
+                    f"model.name={config.model.name!r}: leave it at {unset}."
+                )
+    return chosen(config)

@@ -1,38 +1,212 @@
-"""What a task is to the training loop."""
+"""The task seam: from outputs and batches to a loss, metrics and predictions.
 
-from collections.abc import Callable
-from typing import NamedTuple
+The engine, the runtime and the diagnostics reach a task through the classes of this file only. They
+know neither what an example is nor how a metric is computed.
+"""
 
+import abc
+import math
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
 import jax
+from ml_collections import ConfigDict
 
-from mdeq_jax.solvers import Solution
+from mdeq_jax.data import Dataset
+from mdeq_jax.models import ForwardOptions, ModelOutput
 
 
-class Task(NamedTuple):
-    """A loss, figures and an inference.
+class Metric(NamedTuple):
+    """A number that describes how good a model is, and how to print it.
 
     Attributes:
-        loss: (logits, batch) -> scalar. Runs under the axis "batch" of `pmap`; its mean over
-            devices is the loss of the whole batch.
-        figures: (logits, batch with "mask" `[B]`) -> name -> sum over this device's examples of
-            the mask; any shape. "loss" is the sum of each example's own loss.
-        summarize: (sums over everything, with "count", the examples) -> name -> number.
-        headline: the number by which the best checkpoint is chosen; the higher the better.
-        infer: (model, variables, images, step_budget) -> (logits, solution): the forward pass of
-            evaluation.
-        prepare: images -> images as one forward pass of the network takes them in evaluation.
-        restore: (logits of such a pass, images) -> logits at the size of the images.
+        name: key in the metrics, as in "eval/NAME".
+        higher_is_better: whether a larger value is a better one.
+        format: format specification of the printed number, e.g. ".2f".
+        scale: factor of the printed number, e.g. 100 for a share in per cent.
+        unit: printed after the number; empty for none.
+        label: printed before the number; empty: the name with spaces for underscores.
     """
 
-    loss: Callable[[jax.Array, dict], jax.Array]
-    figures: Callable[[jax.Array, dict], dict[str, jax.Array]]
-    summarize: Callable[[dict], dict[str, float]]
-    headline: str
-    infer: Callable[..., tuple[jax.Array, Solution]]
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images
-    restore: Callable[[jax.Array, jax.Array], jax.Array] = lambda logits, images: logits
+    name: str
+    higher_is_better: bool
+    format: str = ".4f"
+    scale: float = 1.0
+    unit: str = ""
+    label: str = ""
+
+    @property
+    def display_name(self) -> str:
+        """The name as people write it."""
+        return self.label or self.name.replace("_", " ")
+
+    @property
+    def axis_name(self) -> str:
+        """The name with its unit, for an axis of a figure."""
+        return f"{self.display_name} ({self.unit})" if self.unit else self.display_name
+
+    def describe(self, value: float) -> str:
+        """Name, number and unit, e.g. "accuracy 99.44 %"."""
+        text = f"{self.display_name} {self.scale * value:{self.format}}"
+        return f"{text} {self.unit}" if self.unit else text
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether `value` is better than `best`; None: than nothing. NaN never is."""
+        if best is None:
+            return not math.isnan(value)
+        return value > best if self.higher_is_better else value < best
 
 
-def display_name(name: str) -> str:
-    """The name of a figure as people write it."""
-    return "mIoU" if name == "miou" else name.replace("_", " ")
+def percent(name: str, label: str = "") -> Metric:
+    """A metric in [0, 1] that is printed in per cent; higher is better."""
+    return Metric(name, higher_is_better=True, format=".2f", scale=100.0, unit="%", label=label)
+
+
+class TrainedModel(NamedTuple):
+    """A model with its weights, as the engine hands it to a prediction.
+
+    Attributes:
+        config: the whole config.
+        model: of `build_model(config)`.
+        variables: Flax variables on the host.
+        step: training step that the variables are of.
+    """
+
+    config: ConfigDict
+    model: nn.Module
+    variables: dict
+    step: int
+
+
+class Task(abc.ABC):
+    """What a model is trained for.
+
+    A task is built from a config, and refuses settings of its own that cannot work.
+
+    Metrics are sums over examples, or over parts of them. Padded examples never count, and sums
+    over batches, devices and hosts add up. `finalize` turns the sums into numbers.
+
+    Attributes:
+        name: key in `TASKS`; a data set names its task so.
+        example_noun: what several examples are called, as in "images".
+        metrics: those of the summary line; the first is the primary one, which chooses the best
+            checkpoint.
+        own_fields: fields of the config that only this task reads, "part.field", with the value at
+            which they have no effect. Other tasks refuse another value.
+    """
+
+    name: ClassVar[str]
+    example_noun: ClassVar[str] = "examples"
+    metrics: tuple[Metric, ...]
+    own_fields: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+
+    @property
+    def primary_metric(self) -> Metric:
+        """The metric by which the best checkpoint is chosen."""
+        return self.metrics[0]
+
+    @staticmethod
+    @abc.abstractmethod
+    def example_inputs(config: ConfigDict) -> Any:
+        """Inputs of a model for one example, of any values, to initialise it with."""
+
+    @abc.abstractmethod
+    def inputs(self, batch: dict) -> Any:
+        """The inputs of the model, a pytree of `[B, ...]` arrays."""
+
+    def batch_size(self, batch: dict) -> int:
+        """The number of examples in a batch."""
+        return jax.tree.leaves(self.inputs(batch))[0].shape[0]
+
+    @abc.abstractmethod
+    def loss(self, outputs: ModelOutput, batch: dict) -> jax.Array:
+        """The scalar to differentiate.
+
+        It runs under the batch axis of `mdeq_jax.parallel`. Its mean over the devices is the loss
+        of the whole batch.
+        """
+
+    @abc.abstractmethod
+    def metric_sums(self, outputs: ModelOutput, batch: dict) -> dict[str, jax.Array]:
+        """Sums over this device's examples.
+
+        Args:
+            outputs: of `infer`, or of a training step.
+            batch: with "mask" `[B]`, the weight of each example: 1, or 0 for padding.
+
+        Returns:
+            Arrays of any shape by name. "loss" is the sum of each example's own loss.
+        """
+
+    @abc.abstractmethod
+    def finalize(self, sums: dict) -> dict[str, float]:
+        """Numbers by name, "loss" and those of `metrics` among them.
+
+        Args:
+            sums: of `metric_sums` over everything, with "count", the number of examples.
+        """
+
+    def infer(
+        self, model: nn.Module, variables: dict, inputs: Any, step_budget: jax.Array | None = None
+    ) -> ModelOutput:
+        """The forward pass of evaluation."""
+        return model.apply(variables, inputs, forward=ForwardOptions(step_budget=step_budget))
+
+    def to_network_input(self, inputs: Any) -> Any:
+        """Inputs as one forward pass of the network takes them in evaluation."""
+        return inputs
+
+    def to_target_size(self, outputs: ModelOutput, inputs: Any) -> ModelOutput:
+        """Outputs of such a pass at the size of the original inputs."""
+        return outputs
+
+    def describe(self, metrics: dict[str, float]) -> list[str]:
+        """What this task adds to the summary line of an evaluation.
+
+        Args:
+            metrics: with "eval/NAME" for each number of `finalize`.
+        """
+        return [metric.describe(metrics[f"eval/{metric.name}"]) for metric in self.metrics]
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Refuses a data set that this task, or the model of the config, does not fit.
+
+        Raises:
+            ValueError: the data set is for another task.
+        """
+        if dataset.task != self.name:
+            raise ValueError(
+                f"model.name={self._config.model.name!r} is for {self.name}, but {dataset.name} is "
+                f"a data set for {dataset.task}: choose another data.name or another model.name."
+            )
+
+    def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
+        """Predicts on examples without a truth, and writes the results into `workdir`.
+
+        Args:
+            trained: the model.
+            source: where the examples are.
+            workdir: work directory.
+
+        Returns:
+            A line that says what was written.
+
+        Raises:
+            ValueError: this task has no prediction, or an example cannot be read.
+        """
+        raise ValueError(f"--predict is not available for {self.name}.")
+
+    def save_predictions(self, trained: TrainedModel, folder: str | Path) -> dict[str, float]:
+        """Writes the predictions on the evaluation split into `folder`.
+
+        Returns:
+            The metrics of these predictions, "eval/NAME".
+
+        Raises:
+            ValueError: this task cannot do so.
+        """
+        raise ValueError(f"--save_predictions is not available for {self.name}.")

@@ -12,8 +12,8 @@ def plot_convergence(
     backward: np.ndarray,
     *,
     title: str,
-    forward_label: str,
-    backward_label: str,
+    forward_name: str,
+    backward_name: str,
     forward_tol: float | None = None,
     backward_tol: float | None = None,
 ) -> None:
@@ -24,8 +24,8 @@ def plot_convergence(
         forward: `[steps, N]` relative residuals of the equilibrium.
         backward: `[steps, N]` relative residuals of the adjoint equation.
         title: of the whole figure.
-        forward_label: names the forward solver.
-        backward_label: names the gradient.
+        forward_name: names the forward solver.
+        backward_name: names the gradient.
         forward_tol: tolerance of the forward solver, drawn as a line.
         backward_tol: tolerance of the backward solver, drawn as a line.
     """
@@ -36,7 +36,7 @@ def plot_convergence(
         (left, "Forward: equilibrium z = f(z)", "|f(z) − z| / |f(z)|"),
         (right, "Backward: adjoint u = uᵀJ + g, g = ∂loss/∂z", "|uᵀJ + g − u| / |uᵀJ + g|"),
     )
-    contents = ((forward, forward_label, forward_tol), (backward, backward_label, backward_tol))
+    contents = ((forward, forward_name, forward_tol), (backward, backward_name, backward_tol))
     for (axis, heading, ylabel), (trace, label, tol) in zip(panels, contents):
         steps = np.arange(1, len(trace) + 1)
         # A solver stops a sample at a residual of zero, so the sample keeps its last residual.

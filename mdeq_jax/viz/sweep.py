@@ -1,28 +1,39 @@
-"""Accuracy and residual against the number of solver steps, as a picture."""
+"""Metric and residual against the number of solver steps, as a figure."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 
-def plot_sweep(path: Path, sweep: dict[int, dict], headline: str, label: str, title: str) -> None:
-    """Draws the headline figure and the median residual of evaluations with few to many steps.
+def plot_sweep(
+    path: Path,
+    steps: Sequence[int],
+    scores: Sequence[float],
+    residuals: Sequence[float],
+    residuals_p90: Sequence[float],
+    *,
+    score_name: str,
+    title: str,
+) -> None:
+    """Draws the metric and the residuals of evaluations with few to many solver steps.
 
     Args:
         path: PNG file to write.
-        sweep: number of forward solver steps -> figures of an evaluation.
-        headline: name of the figure, e.g. "top5_accuracy".
-        label: the same to read.
+        steps: number of forward solver steps of each evaluation.
+        scores: its metric, as it is drawn.
+        residuals: its median relative residual.
+        residuals_p90: the 90 % quantile of its relative residuals.
+        score_name: names the metric on its axis.
         title: of the whole figure.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     figure.suptitle(f"{title}: what fewer solver steps cost")
     left, right = figure.subplots(1, 2)
-    steps = list(sweep)
-    left.plot(steps, [100 * sweep[n][f"eval/{headline}"] for n in steps], marker="o")
-    left.set_ylabel(f"{label} (%)")
-    right.plot(steps, [sweep[n]["eval/rel_residual"] for n in steps], marker="o", label="median")
-    right.plot(steps, [sweep[n]["eval/rel_residual_p90"] for n in steps], marker=".", label="90 %")
+    left.plot(steps, scores, marker="o")
+    left.set_ylabel(score_name)
+    right.plot(steps, residuals, marker="o", label="median")
+    right.plot(steps, residuals_p90, marker=".", label="90 %")
     right.set_yscale("log")
     right.set_ylabel("relative residual  |f(z) − z| / |f(z)|")
     right.legend(fontsize=8)

@@ -53,7 +53,7 @@ def test_there_and_back(tmp_path):
 
 def test_best_score(tmp_path):
     with Checkpoints(tmp_path, folder=BEST, keep=1) as best:
-        assert best.best_score() == -np.inf
+        assert best.best_score() is None
         best.save_scored(state_of(4), 0.5)
         best.wait()
         assert best.best_score() == 0.5

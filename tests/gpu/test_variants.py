@@ -148,7 +148,7 @@ def test_original_training(variant):
     variables = convert_state_dict(state_dict, config)
     variables = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), variables)
     model, optimizer = build_model(config), build_optimizer(config.train, 40)
-    state = init_state(model, optimizer, config).starting_from(variables)
+    state = init_state(model, optimizer, build_task(config), config).starting_from(variables)
     images = trace["x"][40:48].astype(np.float32) / 255
     batch = {
         "image": (images - np.float32(MEAN)) / np.float32(STD),
@@ -157,7 +157,7 @@ def test_original_training(variant):
     step = devices.pmap(
         make_train_step(model, optimizer, build_task(config), config, 40), static_argnums=(2,)
     )
-    arguments = devices.replicate(state), devices.place(batch)
+    arguments = devices.replicate(state), devices.to_devices(batch)
     compiled = step.lower(*arguments, False).compile(compiler_options=options)
     for _ in range(2):
         _, report = compiled(*arguments)

@@ -131,7 +131,7 @@ def test_evaluation_over_hosts_counts_every_image_once(runs):
 )
 def test_bad_ways_to_join(arguments, message):
     with pytest.raises(ValueError, match=message):
-        hosts.join(*arguments)
+        hosts.initialize_distributed(*arguments)
 
 
 def test_clusters_are_recognised():

@@ -1,22 +1,38 @@
-"""The task of `MDEQ` classifiers: loss and figures over images."""
+"""Classification of images: cross-entropy over classes, accuracy."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from mdeq_jax.solvers import Solution
+from mdeq_jax.models import ModelOutput
 from mdeq_jax.tasks.classification.losses import correct_top_k, cross_entropy
-from mdeq_jax.tasks.task import Task
+from mdeq_jax.tasks.classification.predict import predict_classes
+from mdeq_jax.tasks.image_task import ImageTask
+from mdeq_jax.tasks.task import TrainedModel, percent
 
 
-def classification(config) -> Task:
-    """Cross-entropy over classes; accuracy, and top-5 accuracy where there are more classes."""
-    smoothing = config.train.label_smoothing
+class Classification(ImageTask):
+    """Cross-entropy over classes; accuracy, and top-5 accuracy if there are more than 5 classes."""
 
-    def loss(logits, batch):
-        return jnp.mean(cross_entropy(logits, batch["label"], smoothing=smoothing))
+    name = "classification"
+    metrics = (percent("accuracy"),)
+    own_fields = {"train.label_smoothing": 0.0}  # noqa: RUF012
 
-    def figures(logits, batch):
-        label, mask = batch["label"], batch["mask"]
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        self._smoothing = config.train.label_smoothing
+        if not 0 <= self._smoothing < 1:
+            raise ValueError(f"train.label_smoothing must be in [0, 1); got {self._smoothing}.")
+
+    def loss(self, outputs: ModelOutput, batch: dict) -> jax.Array:
+        """Mean cross-entropy, with `train.label_smoothing`."""
+        return jnp.mean(cross_entropy(outputs.logits, batch["label"], smoothing=self._smoothing))
+
+    def metric_sums(self, outputs: ModelOutput, batch: dict) -> dict[str, jax.Array]:
+        """Sums of the cross-entropies and of the correct examples."""
+        logits, label, mask = outputs.logits, batch["label"], batch["mask"]
         sums = {
             "loss": jnp.sum(mask * cross_entropy(logits, label)),
             "accuracy": jnp.sum(mask * correct_top_k(logits, label, 1)),
@@ -25,14 +41,13 @@ def classification(config) -> Task:
             sums["top5_accuracy"] = jnp.sum(mask * correct_top_k(logits, label, 5))
         return sums
 
-    def summarize(sums):
+    def finalize(self, sums: dict) -> dict[str, float]:
+        """Means over the examples."""
         count = sums["count"]
         return {name: float(total / count) for name, total in sums.items() if name != "count"}
 
-    return Task(loss, figures, summarize, "accuracy", forward)
-
-
-def forward(model, variables, images, step_budget=None) -> tuple[jax.Array, Solution]:
-    """One forward pass in evaluation mode."""
-    out = model.apply(variables, images, step_budget=step_budget)
-    return out.logits, out.solution
+    def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
+        """Writes the class of each image in a folder to `workdir/predictions.csv`."""
+        output = workdir / "predictions.csv"
+        count = predict_classes(self, trained, source, output)
+        return f"Wrote {output}: {count:,} images."

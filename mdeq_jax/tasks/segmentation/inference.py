@@ -1,103 +1,28 @@
 """Segmentation of whole images: any size, several scales, mirrored, in sliding windows.
 
-Everything here is a pure function of (model, variables, images), to be compiled by the caller.
-Resizing aligns corners both ways, like the network's own, so that nothing shifts between scales.
+Everything here is a pure function of (model, variables, images), which the caller compiles.
+Resizing aligns corners both ways, as the network's own does, so nothing shifts between scales.
 """
 
-import math
-from typing import NamedTuple
-
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from mdeq_jax.layers import resize_bilinear, upsample_nearest
+from mdeq_jax.models import EquilibriumModel, ForwardOptions, ModelOutput
 from mdeq_jax.solvers import Solution
 from mdeq_jax.solvers.norms import relative, safe_norm
-from mdeq_jax.tree import ravel_batch
-
-
-class InferenceSettings(NamedTuple):
-    """How images are segmented.
-
-    Attributes:
-        factor: image sides must be multiples of it: 2^(downsample_times + resolutions - 1).
-        scales: of the image, each of which is segmented; the probabilities are averaged.
-        flip: the mirrored image too.
-        window: height and width of sliding windows; None: the whole image at once.
-        stride: of the windows, down and right.
-    """
-
-    factor: int
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
-
-    @classmethod
-    def from_config(cls, config) -> "InferenceSettings":
-        """The settings of `config.model` and `config.eval`; a stride of None is 2/3 of the window.
-
-        Raises:
-            ValueError: a setting that cannot work.
-        """
-        model, settings = config.model, config.eval
-        factor = 2 ** (model.downsample_times + len(model.channels) - 1)
-        scales = tuple(settings.scales)
-        numbers = all(isinstance(scale, int | float) for scale in scales)
-        if not scales or not numbers or not all(0 < scale < math.inf for scale in scales):
-            raise ValueError(
-                f"eval.scales={scales} must be one or more numbers above 0; (1.0,) is the image "
-                "as it is."
-            )
-        window, stride = (_sides(settings, field) for field in ("window", "stride"))
-        if window is None and stride is not None:
-            raise ValueError(f"eval.stride={stride} has no effect without eval.window.")
-        if window is not None:
-            if any(side < 1 or side % factor for side in window):
-                raise ValueError(
-                    f"eval.window={window} must be (height, width), both multiples of {factor}, "
-                    "which the network's scales need."
-                )
-            # As the original: windows that overlap by a third.
-            stride = stride or tuple(max(1, side * 2 // 3) for side in window)
-            if any(not 1 <= s <= w for s, w in zip(stride, window)):
-                raise ValueError(
-                    f"eval.stride={stride} must be (down, right), each from 1 to that side of "
-                    f"eval.window={window}, or pixels between the windows would be left out."
-                )
-        return cls(factor, scales, settings.flip, window, stride)
-
-    @property
-    def nearest_scale(self) -> float:
-        """The scale nearest to 1."""
-        return min(self.scales, key=lambda scale: abs(math.log(scale)))
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether one forward pass of the whole image gives the result."""
-        return len(self.scales) == 1 and not self.flip and self.window is None
-
-
-def _sides(settings, field: str) -> tuple[int, int] | None:
-    """A pair of `config.eval`, or None; "None" on the command line makes (None,) of a tuple."""
-    given = settings[field]
-    if given is None or tuple(given) == (None,):
-        return None
-    sides = tuple(given)
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise ValueError(
-            f"eval.{field}={sides} must be two whole numbers of pixels, down and right, or None."
-        )
-    return sides
+from mdeq_jax.tasks.segmentation.settings import InferenceSettings
+from mdeq_jax.tree import PyTree, ravel_batch
 
 
 def pad_to_multiple(images: jax.Array, factor: int) -> jax.Array:
     """Pads `[B, H, W, 3]` images at the bottom and right, by repeating their last pixels.
 
-    Not with black: a network that has seen little of it takes a black border for an object, and
-    the group norms carry it into the whole image.
+    Black is no choice: a network that has seen little of it takes a black border for an object,
+    and the group norms carry it into the whole image.
     """
     height, width = images.shape[1:3]
     rows, columns = -height % factor, -width % factor
@@ -115,19 +40,25 @@ def network_input(images: jax.Array, settings: InferenceSettings) -> jax.Array:
     return pad_to_multiple(scaled, settings.factor)
 
 
-def image_logits(
-    logits: jax.Array, size: tuple[int, int], settings: InferenceSettings
-) -> jax.Array:
-    """Logits `[B, h, w, C]` of a `network_input`, resized bilinearly to the size of the image."""
+def to_image_size(
+    outputs: ModelOutput, size: tuple[int, int], settings: InferenceSettings
+) -> ModelOutput:
+    """Outputs for a `network_input`, the logits resized bilinearly to the size of the image."""
     height, width = scaled_size(size, settings.nearest_scale)
     padded = tuple(side + -side % settings.factor for side in (height, width))
-    logits = resize_bilinear(logits, padded)[:, :height, :width]
-    return resize_bilinear(logits, size)
+    logits = resize_bilinear(outputs.logits, padded)[:, :height, :width]
+    return outputs._replace(logits=resize_bilinear(logits, size))
 
 
 def whole_image(
-    model, variables, images: jax.Array, settings: InferenceSettings, *, step_budget=None, z0=None
-) -> tuple[jax.Array, object]:
+    model: nn.Module,
+    variables: dict,
+    images: jax.Array,
+    settings: InferenceSettings,
+    *,
+    step_budget: jax.Array | None = None,
+    z0: PyTree | None = None,
+) -> ModelOutput:
     """One forward pass of images of any size.
 
     Args:
@@ -139,22 +70,27 @@ def whole_image(
         z0: start of the solver, for the scaled and padded images; None: zero.
 
     Returns:
-        Logits `[B, H, W, C]`, resized bilinearly, and the model's output.
+        The model's output, with logits `[B, H, W, C]`, resized bilinearly.
     """
     start = {} if z0 is None else {"z0": z0}
     inputs = network_input(images, settings)
-    out = model.apply(variables, inputs, step_budget=step_budget, **start)
-    return image_logits(out.logits, images.shape[1:3], settings), out
+    forward = ForwardOptions(step_budget=step_budget)
+    out = model.apply(variables, inputs, forward=forward, **start)
+    return to_image_size(out, images.shape[1:3], settings)
 
 
 def segment(
-    model, variables, images: jax.Array, settings: InferenceSettings, step_budget=None
-) -> tuple[jax.Array, Solution]:
+    model: nn.Module,
+    variables: dict,
+    images: jax.Array,
+    settings: InferenceSettings,
+    step_budget: jax.Array | None = None,
+) -> ModelOutput:
     """Segments images of any size as `settings` say.
 
-    The result is the mean over scales, mirror images and windows of the classes' probabilities
-    (the original means exp(logits) over windows and scales and logits over mirror images; a
-    probability has the same weight wherever it comes from).
+    The result is the mean of the classes' probabilities over scales, mirror images and windows. The
+    original averages exp(logits) over windows and scales, and logits over mirror images. Here a
+    probability has the same weight wherever it comes from.
 
     Args:
         model: segments images whose sides are multiples of `settings.factor`.
@@ -164,13 +100,13 @@ def segment(
         step_budget: most solver steps; None: those of the model.
 
     Returns:
-        Logits `[B, H, W, C]` (logarithms of the mean probabilities unless `settings.is_plain`) and
-        the solver's report at the scale nearest to 1, not mirrored; with windows, each sample's
-        worst one, its `nfe` the sum over the windows. Its `z` is empty unless plain.
+        Logits `[B, H, W, C]`, which are logarithms of the mean probabilities unless
+        `settings.single_pass`, and the solver's report at the scale nearest to 1, not mirrored.
+        With windows it is each sample's worst report, and `nfe` is the sum over the windows. Its
+        `z` is empty unless `settings.single_pass`.
     """
-    if settings.is_plain:
-        logits, out = whole_image(model, variables, images, settings, step_budget=step_budget)
-        return logits, out.solution
+    if settings.single_pass:
+        return whole_image(model, variables, images, settings, step_budget=step_budget)
     size, total, reported = images.shape[1:3], 0.0, None
     for scale in settings.scales:
         scaled = resize_bilinear(images, scaled_size(size, scale))
@@ -179,21 +115,26 @@ def segment(
         if scale == settings.nearest_scale:
             reported = solution
     mean = total / len(settings.scales)
-    return jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)), reported
+    return ModelOutput(jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)), reported)
 
 
 def pixel_residual(
-    model, variables, images: jax.Array, settings: InferenceSettings, *, z0=None
+    model: EquilibriumModel,
+    variables: dict,
+    images: jax.Array,
+    settings: InferenceSettings,
+    *,
+    z0: PyTree | None = None,
 ) -> jax.Array:
-    """Where in the image the equilibrium is not yet one.
+    """The residual of the equilibrium at each place of the image.
 
-    |f(z) - z| over the channels of each pixel of the highest resolution. What a lower resolution
-    adds is spread evenly over the pixels that it covers, and the whole is divided by |f(z)| and
-    multiplied by the root of the number of pixels: the root mean square of the map is the relative
-    residual of the image. The image is taken whole, at the scale nearest to 1.
+    |f(z) - z| over the channels of each pixel of the highest resolution. A lower resolution's
+    share is spread evenly over the pixels that it covers. The whole is divided by |f(z)| and
+    multiplied by the root of the number of pixels, so that the root mean square of the map is the
+    relative residual of the image. The image is taken whole, at the scale nearest to 1.
 
     Args:
-        model: of `build_model`.
+        model: of `build_model`, with an equilibrium.
         variables: its variables.
         images: `[B, H, W, 3]`, normalised.
         settings: its scales are read.
@@ -225,7 +166,7 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 def _segment_views(model, variables, images, settings, step_budget):
     """Mean probabilities over windows and mirror images at one scale, and the report.
 
-    The views are taken one after the other, so that memory is that of one, and compiled once.
+    A scan takes one view after the other: memory is that of one view, and it is compiled once.
     """
     height, width = images.shape[1:3]
     padded = pad_to_multiple(images, settings.factor)
@@ -240,7 +181,7 @@ def _segment_views(model, variables, images, settings, step_budget):
         part = lax.dynamic_slice_in_dim(padded, top, window[0], axis=1)
         part = lax.dynamic_slice_in_dim(part, left, window[1], axis=2)
         part = jnp.where(flip, part[:, :, ::-1], part)
-        out = model.apply(variables, part, step_budget=step_budget)
+        out = model.apply(variables, part, forward=ForwardOptions(step_budget=step_budget))
         probabilities = jax.nn.softmax(resize_bilinear(out.logits, window))
         return jnp.where(flip, probabilities[:, :, ::-1], probabilities), out.solution
 
@@ -250,21 +191,24 @@ def _segment_views(model, variables, images, settings, step_budget):
         start = (0, top, left, 0)
         here = lax.dynamic_slice(total, start, probabilities.shape)
         total = lax.dynamic_update_slice(total, here + probabilities, start)
-        return total, solution._replace(z=solution.z[:, :0], recorded=(), inverse=())
+        if solution is not None:  # the state itself is not needed, and would be kept for each view
+            solution = solution._replace(z=solution.z[:, :0], recorded=(), inverse=())
+        return total, solution
 
     tops, lefts, mirrored = (jnp.asarray(column) for column in zip(*views))
     like = jax.eval_shape(one_view, tops[0], lefts[0], mirrored[0])[0]
     total = jnp.zeros((*padded.shape[:3], like.shape[-1]), like.dtype)
     total, solutions = lax.scan(add_view, total, (tops, lefts, mirrored))
     mean = total / jnp.asarray(counts, like.dtype)[None, :, :, None]
-    solution = _worst(jax.tree.map(lambda x: x[: len(corners)], solutions))
-    return mean[:, :height, :width], solution
+    if solutions is not None:
+        solutions = _worst(jax.tree.map(lambda x: x[: len(corners)], solutions))
+    return mean[:, :height, :width], solutions
 
 
 def windows(
     size: tuple[int, int], window: tuple[int, int] | None, stride: tuple[int, int] | None
 ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """Where sliding windows lie: every `stride`, the last ones flush with the border.
+    """The places of sliding windows: one every `stride`, the last ones flush with the border.
 
     Args:
         size: height and width of the image.

@@ -14,10 +14,10 @@ from mdeq_jax.data.vision.frames import Frame, read_frames
 from mdeq_jax.tasks.segmentation.confusion import scores
 from mdeq_jax.tasks.segmentation.pictures import Pictures
 from mdeq_jax.tasks.segmentation.segmenter import Prediction, Segmenter, denormalized
-from mdeq_jax.tasks.validate import check_data
+from mdeq_jax.tasks.task import Task
 from mdeq_jax.viz.segmentation import Row
 
-COMPARED = 10  # frames that are solved from zero too, to tell what the warm start saves
+COMPARED = 10  # frames that are solved from zero too, to measure what the warm start saves
 SHEET_ROWS = 4
 COMPARISON = (
     "nfe_warm",
@@ -29,35 +29,38 @@ COMPARISON = (
 COLUMNS = ("file", "nfe", "rel_residual", "converged", "warm_start", "nfe_from_zero")
 
 
-def save_predictions(
-    config, workdir: str | Path, out_dir: str | Path, *, checkpoint: str = "latest"
-) -> dict[str, float]:
+def save_pictures(task: Task, segmenter: Segmenter, folder: str | Path) -> dict[str, float]:
     """Segments the evaluation split and writes it as pictures, each in its own size.
 
-    In `out_dir`: `label_ids/NAME_pred_labelIds.png`, 8-bit grey, the data set's own label ids, as
-    the Cityscapes server takes them; `color/NAME_pred_color.png`, its own colours;
-    `overlay/NAME_pred_overlay.png`; `contact_sheet.png`. Runs on one device.
+    It writes into `folder`:
+
+    - `label_ids/NAME_pred_labelIds.png`, 8-bit grey, the data set's own label ids, as the
+      Cityscapes server takes them;
+    - `color/NAME_pred_color.png`, in the data set's own colours;
+    - `overlay/NAME_pred_overlay.png`;
+    - `contact_sheet.png`.
+
+    Runs on one device.
 
     Args:
-        config: a config of the network and the data set.
-        workdir: of `train_and_evaluate` or of a converted file.
-        out_dir: made if missing.
-        checkpoint: "latest", "best", or a step.
+        task: of the config.
+        segmenter: the trained network; its config names the data set.
+        folder: made if missing.
 
     Returns:
-        "eval/NAME" for the figures of `scores`, and "eval/examples", "eval/nfe".
+        "eval/NAME" for the numbers of `scores`, and "eval/examples", "eval/nfe".
 
     Raises:
-        FileNotFoundError: there is no such checkpoint, or no data.
-        ValueError: settings that do not fit each other, the data or the checkpoint.
+        FileNotFoundError: there is no data.
+        ValueError: the data set does not fit the network.
     """
-    segmenter = Segmenter(config, workdir, checkpoint)
+    config = segmenter.trained.config
     data = config.data.copy_and_resolve_references()
     with data.unlocked():
         data.eval_image_size = None  # pictures in their own size
     dataset = load_dataset(data)
-    check_data(config, dataset)
-    pictures, classes = Pictures(out_dir, segmenter.classes), len(segmenter.classes)
+    task.check_data(dataset)
+    pictures, classes = Pictures(folder, segmenter.classes), len(segmenter.classes)
     confusion, nfe = np.zeros((classes, classes), np.int64), []
     shown = set(np.linspace(0, dataset.num_eval - 1, SHEET_ROWS).astype(int).tolist())
     for index in tqdm(range(dataset.num_eval), unit="image", dynamic_ncols=True):
@@ -80,9 +83,10 @@ def save_predictions(
             )
     figures = scores(confusion, tuple(c.name for c in segmenter.classes))
     pictures.close(
-        f"{config.name}, step {segmenter.step:,}: mIoU {100 * figures['miou']:.1f} %, "
+        f"{config.name}, step {segmenter.trained.step:,}: mIoU {100 * figures['miou']:.1f} %, "
         f"pixel accuracy {100 * figures['pixel_accuracy']:.1f} %"
     )
+    print(f"Wrote {folder}: contact_sheet.png, label_ids/, color/, overlay/.")
     return {
         **{f"eval/{name}": value for name, value in figures.items()},
         "eval/examples": len(nfe),
@@ -91,27 +95,20 @@ def save_predictions(
 
 
 def predict_folder(
-    config,
-    workdir: str | Path,
-    source: str | Path,
-    out_dir: str | Path,
-    *,
-    checkpoint: str = "latest",
+    segmenter: Segmenter, source: str | Path, out_dir: str | Path
 ) -> dict[str, float]:
     """Segments the pictures of a folder (and its subfolders), or the frames of a video.
 
-    They are taken in the order of their names. With `eval.warm_start` the solve of each starts
-    from the equilibrium of the one before, where that has the same size: for the frames of one
-    video; scales, mirroring and windows do without. The first `COMPARED` of those are solved from
-    zero as well, to tell what it saves. With `data.on_error="skip"` damaged pictures are reported
-    and left out. Writes what `save_predictions` writes, and `predictions.csv` (`COLUMNS`).
+    They are taken in the order of their names. With `eval.warm_start` each solve starts from the
+    equilibrium of the picture before, if that has the same size. This is meant for the frames of
+    one video, at one scale, without mirroring and windows. The first `COMPARED` of those are solved
+    from zero as well, to show the saving. With `data.on_error="skip"` damaged pictures are reported
+    and left out. Writes the files of `save_pictures`, and `predictions.csv` (`COLUMNS`).
 
     Args:
-        config: a config of the network; the data themselves are not needed.
-        workdir: of `train_and_evaluate` or of a converted file.
+        segmenter: the trained network; the data themselves are not needed.
         source: a folder of JPEG and PNG files, or a video that OpenCV can read.
         out_dir: made if missing.
-        checkpoint: "latest", "best", or a step.
 
     Returns:
         "images", "nfe" (mean), and of the frames solved both ways "compared", "nfe_warm",
@@ -119,14 +116,14 @@ def predict_folder(
         the residual that the solve from zero ended with (means; NaN without any).
 
     Raises:
-        FileNotFoundError: there is no such checkpoint, folder, picture or video.
-        ValueError: settings that do not fit the checkpoint, or a picture that cannot be read.
+        FileNotFoundError: there is no such folder, picture or video.
+        ValueError: a picture cannot be read.
     """
-    segmenter = Segmenter(config, workdir, checkpoint)
+    config = segmenter.trained.config
     frames = read_frames(source, config.data.on_error)
     pictures = Pictures(out_dir, segmenter.classes)
     shown = set(np.linspace(0, frames.num_frames - 1, SHEET_ROWS).astype(int).tolist())
-    warm = config.eval.warm_start and segmenter.settings.is_plain
+    warm = config.eval.warm_start and segmenter.settings.single_pass
     if config.eval.warm_start and not warm:
         logging.warning(
             "Every picture is solved from zero: eval.warm_start takes one scale, without "
@@ -166,7 +163,7 @@ def predict_folder(
                 pictures.show(_row(segmenter, name, frame.image, prediction, caption, start=start))
     if not nfe:
         raise ValueError(f"{source}: none of its {frames.num_frames} pictures can be read.")
-    pictures.close(f"{config.name}, step {segmenter.step:,}: {source}")
+    pictures.close(f"{config.name}, step {segmenter.trained.step:,}: {source}")
     return {
         "images": len(nfe),
         "nfe": float(np.mean(nfe)),

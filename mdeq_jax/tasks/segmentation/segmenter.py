@@ -1,37 +1,33 @@
-"""A trained segmentation network as a function of pictures."""
+"""A trained segmentation network as a function of images."""
 
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from mdeq_jax.data import CLASS_TABLES, LabelClass
 from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.data.vision.label_classes import evaluated
-from mdeq_jax.engine.evaluation import load_checkpoint
-from mdeq_jax.models import build_model
-from mdeq_jax.solvers import Status
-from mdeq_jax.tasks.segmentation.inference import (
-    InferenceSettings,
-    pixel_residual,
-    scaled_size,
-    segment,
-    whole_image,
-)
+from mdeq_jax.models import family_of
+from mdeq_jax.solvers import Solution, Status
+from mdeq_jax.tasks.segmentation.inference import pixel_residual, scaled_size, segment, whole_image
+from mdeq_jax.tasks.segmentation.settings import InferenceSettings
+from mdeq_jax.tasks.task import TrainedModel
+from mdeq_jax.tree import PyTree
 
 
 class Prediction(NamedTuple):
-    """What the network says of one picture, on the host.
+    """The network's result for one image, on the host.
 
     Attributes:
         classes: int `[H, W]`, train ids.
         confidence: `[H, W]` probability of that class.
-        nfe: evaluations of the cell.
-        rel_residual: of the equilibrium.
+        nfe: evaluations of the cell; 0 for a model without an equilibrium.
+        rel_residual: of the equilibrium; NaN without one.
         converged: whether it reached `tol`.
         steps: solver step that gave the equilibrium; 0 is the start.
         rel_trace: `[max_steps]` relative residual after each step, NaN once the solve had ended.
@@ -54,109 +50,113 @@ class Prediction(NamedTuple):
 
 
 class Segmenter:
-    """A trained network as a function of pictures; compiles once for each size.
+    """A trained network as a function of images; compiles once for each size.
 
     Attributes:
+        trained: the model.
         settings: scales, mirroring and windows.
         classes: of the data set, in the order of their train ids.
     """
 
-    def __init__(self, config, workdir: str | Path, checkpoint: str = "latest"):
-        """Loads the network.
+    def __init__(self, trained: TrainedModel):
+        """Prepares the functions to compile.
 
         Args:
-            config: a config of the network; `data.name` gives the classes, `eval` the inference.
-            workdir: of `train_and_evaluate` or of a converted file.
-            checkpoint: "latest", "best", or a step.
+            trained: the model; `config.data.name` gives the classes, `config.eval` the inference.
 
         Raises:
-            FileNotFoundError: there is no such checkpoint.
-            ValueError: settings that do not fit each other or the checkpoint.
+            ValueError: settings that do not fit each other.
         """
+        config, model = trained.config, trained.model
+        self.trained = trained
         self.classes = class_table(config)
         self.settings = settings = InferenceSettings.from_config(config)
-        model = build_model(config)
         self._stride = 2**config.model.downsample_times
-        variables, self.step = load_checkpoint(config, Path(workdir), model, checkpoint)
-        self._variables = jax.device_put(variables)
+        self._variables = jax.device_put(trained.variables)
+        self._solves = family_of(config).has_equilibrium
 
-        def finish(logits, solution, z_star):
-            probabilities = jax.nn.softmax(logits[0])
-            report = jax.tree.map(
-                lambda x: x[0], (solution.rel_residual, solution.status, solution.steps)
-            )
-            report = (solution.nfe, *report, solution.rel_trace[:, 0])
-            best = jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1)
-            return (*best, *report), z_star
+        def single_pass(variables, images, z0):
+            out = whole_image(model, variables, images, settings, z0=z0)
+            return _summary(out.logits, out.solution), out.z_star
 
-        def plain(variables, images, z0):
-            logits, out = whole_image(model, variables, images, settings, z0=z0)
-            return finish(logits, out.solution, out.z_star)
+        def all_views(variables, images):
+            out = segment(model, variables, images, settings)
+            return _summary(out.logits, out.solution)
 
-        def any_settings(variables, images):
-            return finish(*segment(model, variables, images, settings), None)
-
-        self._plain = jax.jit(plain)
-        self._any = jax.jit(any_settings)
+        self._single_pass, self._all_views = jax.jit(single_pass), jax.jit(all_views)
         self._residual = jax.jit(partial(pixel_residual, model, settings=settings))
 
-    def __call__(self, image: np.ndarray, z0=None) -> tuple[Prediction, tuple | None]:
-        """Segments one picture.
+    def __call__(
+        self, image: np.ndarray, z0: PyTree | None = None
+    ) -> tuple[Prediction, PyTree | None]:
+        """Segments one image.
 
         Args:
             image: uint8 `[H, W, 3]`.
-            z0: start of the solver, an equilibrium of a picture of the same size; None: zero.
+            z0: start of the solver, an equilibrium of an image of the same size; None: zero.
 
         Returns:
-            The prediction, and its equilibrium (None unless `settings.is_plain`).
+            The prediction, and its equilibrium (None unless `settings.single_pass`).
         """
-        images = normalized(image)
-        if self.settings.is_plain:
-            (classes, confidence, *report), z_star = self._plain(self._variables, images, z0)
+        images, z_star = normalized(image), None
+        if self.settings.single_pass:
+            summary, z_star = self._single_pass(self._variables, images, z0)
         else:
-            (classes, confidence, *report), z_star = self._any(self._variables, images)
-        nfe, residual, status, steps, trace = jax.device_get(report)
-        prediction = Prediction(
-            np.asarray(classes),
-            np.asarray(confidence),
-            int(nfe),
-            float(residual),
-            bool(status == Status.CONVERGED),
-            int(steps),
-            trace,
-        )
-        return prediction, z_star
+            summary = self._all_views(self._variables, images)
+        (classes, confidence), solve = jax.device_get(summary)
+        if not solve:
+            nothing = (0, float("nan"), False, 0, np.zeros(0))
+            return Prediction(classes, confidence, *nothing), None
+        nfe, residual, status, steps, trace = solve
+        converged = bool(status == Status.CONVERGED)
+        solve = (int(nfe), float(residual), converged, int(steps), trace)
+        return Prediction(classes, confidence, *solve), z_star
 
-    def residual(self, image: np.ndarray, z0=None) -> np.ndarray:
+    def residual(self, image: np.ndarray, z0: PyTree | None = None) -> np.ndarray:
         """The relative residual of the equilibrium at each pixel, without padding.
 
         See `pixel_residual`; `[h, w]` at the network's highest resolution. `z0` is that of the
-        prediction.
+        prediction. A model without an equilibrium has NaN everywhere.
         """
         height, width = (
             -(-side // self._stride)
             for side in scaled_size(image.shape[:2], self.settings.nearest_scale)
         )
+        if not self._solves:
+            return np.full((height, width), np.nan)
         residual = np.asarray(self._residual(self._variables, normalized(image), z0=z0))
         return residual[0, :height, :width]
 
 
+def _summary(logits: jax.Array, solution: Solution | None) -> tuple[tuple, tuple]:
+    """Class and confidence `[H, W]`, and the solve: NFE, residual, status, step, trace.
+
+    Of the first of a batch of images; the second part is empty without a solve.
+    """
+    probabilities = jax.nn.softmax(logits[0])
+    best = jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1)
+    if solution is None:
+        return best, ()
+    samples = (solution.rel_residual, solution.status, solution.steps)
+    return best, (solution.nfe, *(x[0] for x in samples), solution.rel_trace[:, 0])
+
+
 def normalized(image: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W, 3]` to float32 `[1, H, W, 3]`, as the network was trained with."""
+    """uint8 `[H, W, 3]` to float32 `[1, H, W, 3]`, normalised as in training."""
     return augment.normalize(image[None], IMAGENET_MEAN, IMAGENET_STD)
 
 
-def class_table(config) -> tuple[LabelClass, ...]:
+def class_table(config: ConfigDict) -> tuple[LabelClass, ...]:
     """The classes of `config.data.name`, in the order of their train ids.
 
     Raises:
-        ValueError: the network or the data set is not for segmentation, or they differ in their
-            number of classes.
+        ValueError: the data set is not for segmentation, or has another number of classes than the
+            network.
     """
-    if config.model.name != "mdeq_segmenter" or config.data.name not in CLASS_TABLES:
+    if config.data.name not in CLASS_TABLES:
         raise ValueError(
-            f"Pictures of segmentations need model.name='mdeq_segmenter' and a data.name of "
-            f"{sorted(CLASS_TABLES)}; got {config.model.name!r} and {config.data.name!r}."
+            f"Pictures of segmentations need a data.name of {sorted(CLASS_TABLES)}; got "
+            f"{config.data.name!r}."
         )
     classes = evaluated(CLASS_TABLES[config.data.name])
     if len(classes) != config.model.num_classes:

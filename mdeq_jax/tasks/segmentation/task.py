@@ -1,21 +1,25 @@
-"""The task of `MDEQ` segmenters: loss and figures over pixels, inference on whole images."""
+"""Semantic segmentation: losses and metrics over pixels, inference on whole images."""
 
-from functools import partial
+from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mdeq_jax.data import CLASS_TABLES, IGNORE_LABEL
 from mdeq_jax.data.sets.cityscapes import CLASS_WEIGHTS
 from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.layers import resize_bilinear
+from mdeq_jax.models import ModelOutput
 from mdeq_jax.parallel import BATCH_AXIS
+from mdeq_jax.tasks.image_task import ImageTask
 from mdeq_jax.tasks.segmentation.confusion import confusion_matrix, scores
 from mdeq_jax.tasks.segmentation.inference import (
     InferenceSettings,
-    image_logits,
     network_input,
     segment,
+    to_image_size,
 )
 from mdeq_jax.tasks.segmentation.losses import (
     global_mean,
@@ -23,32 +27,48 @@ from mdeq_jax.tasks.segmentation.losses import (
     pixel_cross_entropy,
     pixel_weights,
 )
-from mdeq_jax.tasks.task import Task
-from mdeq_jax.tasks.validate import check_settings
+from mdeq_jax.tasks.segmentation.predict import describe_prediction, predict_folder, save_pictures
+from mdeq_jax.tasks.segmentation.segmenter import Segmenter
+from mdeq_jax.tasks.task import TrainedModel, percent
 
 _NAMED_WEIGHTS = {"cityscapes": CLASS_WEIGHTS}
 
 
-def segmentation(config) -> Task:
-    """Pixel cross-entropy; mIoU and accuracies of one confusion matrix.
+class Segmentation(ImageTask):
+    """Pixel cross-entropy; mIoU and accuracies from one confusion matrix.
 
-    The loss is the weighted mean over the pixels that count; with `train.ohem_threshold`, the mean
-    of the weighted losses over the hard ones (`hard_pixels`). Both are over the batch of all
+    The loss is the weighted mean over the pixels that count. With `train.ohem_threshold` it is the
+    mean of the weighted losses over the hard ones (`hard_pixels`). Both are over the batch of all
     devices; with `train.accumulate_steps` over each of its parts, whose losses are averaged.
-
-    Raises:
-        ValueError: a setting that cannot work, or has no effect here.
     """
-    train = config.train
-    check_settings(config)
-    weights = class_weights(train, config.model.num_classes)
-    settings = InferenceSettings.from_config(config)
-    names = class_names(config)
 
-    def loss(logits, batch):
-        labels = batch["label"]
-        losses = pixel_cross_entropy(_at_labels(logits, labels), labels, IGNORE_LABEL)
-        pixels = pixel_weights(labels, IGNORE_LABEL, weights, losses.dtype)
+    name = "segmentation"
+    metrics = (percent("miou", "mIoU"), percent("pixel_accuracy"))
+    own_fields = {  # noqa: RUF012
+        "train.class_weights": None,
+        "train.ohem_threshold": None,
+        "train.ohem_min_kept": None,
+        "eval.scales": (1.0,),
+        "eval.flip": False,
+        "eval.window": None,
+        "eval.stride": None,
+        "eval.warm_start": True,
+    }
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        _check_hard_pixels(config.train)
+        self._num_classes = config.model.num_classes
+        self._weights = class_weights(config.train, self._num_classes)
+        self._settings = InferenceSettings.from_config(config)
+        self._class_names = class_names(config)
+
+    def loss(self, outputs: ModelOutput, batch: dict) -> jax.Array:
+        """This device's share of the mean over pixels; see `losses`."""
+        labels, train = batch["label"], self._config.train
+        logits = _at_labels(outputs.logits, labels)
+        losses = pixel_cross_entropy(logits, labels, IGNORE_LABEL)
+        pixels = pixel_weights(labels, IGNORE_LABEL, self._weights, losses.dtype)
         if train.ohem_threshold is None:
             return global_mean(pixels * losses, pixels, BATCH_AXIS)
         hard = hard_pixels(
@@ -60,9 +80,10 @@ def segmentation(config) -> Task:
         ).astype(losses.dtype)
         return global_mean(hard * pixels * losses, hard, BATCH_AXIS)
 
-    def figures(logits, batch):
+    def metric_sums(self, outputs: ModelOutput, batch: dict) -> dict[str, jax.Array]:
+        """The sum of the images' mean losses, and the confusion matrix of the pixels."""
         labels, mask = batch["label"], batch["mask"]
-        logits = _at_labels(logits, labels)
+        logits = _at_labels(outputs.logits, labels)
         losses = pixel_cross_entropy(logits, labels, IGNORE_LABEL)
         counted = labels != IGNORE_LABEL
         pixels = jnp.maximum(jnp.sum(counted, axis=(1, 2)), 1)
@@ -72,34 +93,60 @@ def segmentation(config) -> Task:
                 jnp.argmax(logits, axis=-1),
                 labels,
                 counted & (mask[:, None, None] > 0),
-                config.model.num_classes,
+                self._num_classes,
             ),
         }
 
-    def summarize(sums):
+    def finalize(self, sums: dict) -> dict[str, float]:
+        """Mean loss, and `scores` of the confusion matrix."""
         return {
             "loss": float(sums["loss"] / sums["count"]),
-            **scores(sums["confusion"], names),
+            **scores(sums["confusion"], self._class_names),
         }
 
-    return Task(
-        loss,
-        figures,
-        summarize,
-        "miou",
-        infer=partial(_infer, settings),
-        prepare=lambda images: network_input(images, settings),
-        restore=lambda logits, images: image_logits(logits, images.shape[1:3], settings),
-    )
+    def infer(
+        self,
+        model: nn.Module,
+        variables: dict,
+        inputs: jax.Array,
+        step_budget: jax.Array | None = None,
+    ) -> ModelOutput:
+        """Segments whole images as `config.eval` says; see `segment`."""
+        return segment(model, variables, inputs, self._settings, step_budget)
 
+    def to_network_input(self, inputs: jax.Array) -> jax.Array:
+        """Images at the scale nearest to 1, padded to sides that the network can halve."""
+        return network_input(inputs, self._settings)
 
-def _infer(settings, model, variables, images, step_budget=None):
-    return segment(model, variables, images, settings, step_budget)
+    def to_target_size(self, outputs: ModelOutput, inputs: jax.Array) -> ModelOutput:
+        """Outputs with the logits at the size of the images."""
+        return to_image_size(outputs, inputs.shape[1:3], self._settings)
+
+    def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
+        """Segments a folder or a video as pictures in `workdir/predictions/`."""
+        output = workdir / "predictions"
+        figures = predict_folder(Segmenter(trained), source, output)
+        return f"Wrote {output}: {describe_prediction(figures)}"
+
+    def save_predictions(self, trained: TrainedModel, folder: str | Path) -> dict[str, float]:
+        """Writes pictures of the evaluation split; see `save_pictures`."""
+        return save_pictures(self, Segmenter(trained), folder)
 
 
 def _at_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Logits `[B, h, w, C]` at the resolution of labels `[B, H, W]`."""
     return resize_bilinear(logits, labels.shape[1:3])
+
+
+def _check_hard_pixels(train: ConfigDict) -> None:
+    threshold, kept = train.ohem_threshold, train.ohem_min_kept
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"train.ohem_threshold={threshold} must be a probability in (0, 1].")
+    if kept is not None and (threshold is None or kept < 0):
+        raise ValueError(
+            f"train.ohem_min_kept={kept} must be at least 0, and needs train.ohem_threshold "
+            f"(it is {threshold})."
+        )
 
 
 def class_names(config) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """A network that says the colour of each pixel is asked for whole images in every way."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +11,16 @@ from configs import default
 from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.layers import resize_bilinear
+from mdeq_jax.models import ModelOutput
 from mdeq_jax.solvers import Solution
 from mdeq_jax.tasks.segmentation.inference import (
-    InferenceSettings,
-    image_logits,
     network_input,
     pad_to_multiple,
     segment,
+    to_image_size,
     windows,
 )
+from mdeq_jax.tasks.segmentation.settings import InferenceSettings
 
 FACTOR = 8
 # No mixture of two of them is nearer to a third.
@@ -32,15 +32,10 @@ def normalized(image):
     return augment.normalize(image[None], IMAGENET_MEAN, IMAGENET_STD)
 
 
-class Output(NamedTuple):
-    logits: jax.Array
-    solution: Solution
-
-
 class ColorModel:
     """Says of each pixel which colour it has; its report tells which image it has seen."""
 
-    def apply(self, variables, images, step_budget=None):
+    def apply(self, variables, images, forward=None):
         assert images.shape[1] % FACTOR == images.shape[2] % FACTOR == 0
         colors = jnp.asarray(normalized(PALETTE[None]))[:, :, None]  # [1, 1, 1, classes, 3]
         distance = jnp.sum((images[..., None, :] - colors) ** 2, axis=-1)
@@ -56,7 +51,7 @@ class ColorModel:
             abs_trace=jnp.zeros((5, batch)),
             rel_trace=jnp.zeros((5, batch)),
         )
-        return Output(-30 * distance, solution)
+        return ModelOutput(-30 * distance, solution)
 
 
 def color_map(height, width, seed, block=5):
@@ -93,7 +88,7 @@ def run(images, settings, model=None):
 )
 def test_gives_back_the_map(way, size):
     classes = color_map(*size, seed=1)
-    logits, solution = run(as_images(classes), InferenceSettings(FACTOR, **WAYS[way]))
+    logits, solution, *_ = run(as_images(classes), InferenceSettings(FACTOR, **WAYS[way]))
     assert logits.shape == (2, *size, len(PALETTE))
     np.testing.assert_array_equal(jnp.argmax(logits, axis=-1), classes)
     assert solution.rel_residual.shape == solution.status.shape == (2,)
@@ -104,13 +99,13 @@ def test_probabilities_are_averaged():
     images = as_images(color_map(16, 16, seed=0))
 
     class Disagreeing(ColorModel):
-        def apply(self, variables, images, step_budget=None):
+        def apply(self, variables, images, forward=None):
             out = super().apply(variables, images)
             larger = images.shape[1] > 16
             logits = jnp.array([0.0, 4.0]) if larger else jnp.array([2.0, 0.0])
             return out._replace(logits=jnp.broadcast_to(logits, (*images.shape[:3], 2)))
 
-    logits, _ = run(images, InferenceSettings(FACTOR, scales=(1.0, 2.0)), Disagreeing())
+    logits = run(images, InferenceSettings(FACTOR, scales=(1.0, 2.0)), Disagreeing()).logits
     sure, other = 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(-2))
     expected = np.array([1 - sure + other, sure + 1 - other]) / 2
     np.testing.assert_allclose(jnp.exp(logits)[0, 0, 0], expected, rtol=1e-5)
@@ -119,16 +114,16 @@ def test_probabilities_are_averaged():
 def test_the_report_is_of_the_scale_nearest_to_one_not_mirrored():
     images = as_images(color_map(16, 24, seed=0))
     settings = InferenceSettings(FACTOR, scales=(0.5, 1.0, 2.0), flip=True)
-    _, solution = run(images, settings)
-    _, plain = run(images, InferenceSettings(FACTOR))
-    np.testing.assert_allclose(solution.rel_residual, plain.rel_residual, rtol=1e-6)
+    solution = run(images, settings).solution
+    single = run(images, InferenceSettings(FACTOR)).solution
+    np.testing.assert_allclose(solution.rel_residual, single.rel_residual, rtol=1e-6)
     assert solution.nfe == 3 and solution.rel_trace.shape == (5, 2)
 
 
 def test_with_windows_the_report_is_of_the_worst():
     images = as_images(color_map(16, 32, seed=0))
     settings = InferenceSettings(FACTOR, window=(16, 16), stride=(16, 8), flip=True)
-    _, solution = run(images, settings)
+    solution = run(images, settings).solution
     parts = [images[:, :, left : left + 16] for left in (0, 8, 16)]
     residuals = [ColorModel().apply({}, part).solution.rel_residual for part in parts]
     np.testing.assert_allclose(solution.rel_residual, np.max(residuals, axis=0), rtol=1e-6)
@@ -192,7 +187,7 @@ def test_stride_is_two_thirds_of_the_window():
 def test_none_on_the_command_line_is_none():
     config = default.get_config()
     config.eval.window = config.eval.stride = (None,)  # what absl's flags make of it
-    assert InferenceSettings.from_config(config).is_plain
+    assert InferenceSettings.from_config(config).single_pass
 
 
 def test_what_the_network_sees_and_back():
@@ -203,6 +198,6 @@ def test_what_the_network_sees_and_back():
     assert inputs.shape == (2, 24, 32, 3)
     half = resize_bilinear(as_images(classes), (18, 26))
     np.testing.assert_array_equal(inputs[:, :18, :26], half)
-    logits = image_logits(ColorModel().apply({}, inputs).logits, (36, 52), settings)
+    logits = to_image_size(ColorModel().apply({}, inputs), (36, 52), settings).logits
     right = jnp.argmax(logits, axis=-1) == classes
     assert logits.shape == (2, 36, 52, len(PALETTE)) and right.mean() > 0.8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from mdeq_jax.tasks.segmentation.task import segmentation
+from mdeq_jax.tasks import build_task
 
 CLASSES, IGNORED = 5, 255
 WEIGHTS = (0.5, 1.0, 1.5, 2.0, 0.25)
@@ -74,14 +74,18 @@ import json
 import jax
 import numpy as np
 
-from mdeq_jax.tasks.segmentation.task import segmentation
+from mdeq_jax.models import ModelOutput
+from mdeq_jax.tasks import build_task
 from tests.tasks.segmentation.test_losses import SETTINGS, make_batch, segmenter_config
 
 logits, labels = make_batch()
-losses = [segmentation(segmenter_config(**settings)).loss for settings in SETTINGS]
+tasks = [build_task(segmenter_config(**settings)) for settings in SETTINGS]
 
 def values_and_gradients(logits, labels):
-    return [jax.value_and_grad(loss)(logits, {"label": labels}) for loss in losses]
+    def loss(logits, task):
+        return task.loss(ModelOutput(logits), {"label": labels})
+
+    return [jax.value_and_grad(loss)(logits, task) for task in tasks]
 
 results = []
 for count in (1, 2, 4):
@@ -159,4 +163,4 @@ BAD = [
 @pytest.mark.parametrize(("settings", "message"), BAD, ids=[str(s) for s, _ in BAD])
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        segmentation(segmenter_config(**settings))
+        build_task(segmenter_config(**settings))

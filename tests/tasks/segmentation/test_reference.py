@@ -10,8 +10,9 @@ import pytest
 
 from configs import default
 from mdeq_jax.convert import convert_state_dict, load_torch_file
-from mdeq_jax.models import build_model
-from mdeq_jax.tasks.segmentation.task import segmentation
+from mdeq_jax.models import ModelOutput, build_model
+from mdeq_jax.parallel import BATCH_AXIS
+from mdeq_jax.tasks import build_task
 
 NAME = "seg_four_scales"
 
@@ -31,7 +32,7 @@ def test_whole_image_evaluation_is_the_originals(reference_dir, x64):
     weights = tuple(0.5 + 0.25 * i for i in range(classes))
     config.train.class_weights = weights
 
-    task, model = segmentation(config), build_model(config)
+    task, model = build_task(config), build_model(config)
     variables = convert_state_dict(load_torch_file(reference_dir / f"{NAME}.pkl"), config)
     variables = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), variables)
     images = reference["x"][:1].transpose(0, 2, 3, 1).astype(np.float64)
@@ -39,10 +40,14 @@ def test_whole_image_evaluation_is_the_originals(reference_dir, x64):
     labels[labels == classes] = 255
     batch = {"label": labels, "mask": np.ones(1)}
 
-    logits, solution = jax.jit(partial(task.infer, model))(variables, images)
-    assert solution.rel_residual.max() < 1e-9
-    figures = task.figures(logits, batch)
-    loss = jax.vmap(lambda x: task.loss(x, batch), axis_name="batch")(logits[None])[0]
+    out = jax.jit(partial(task.infer, model))(variables, images)
+    assert out.solution.rel_residual.max() < 1e-9
+    logits, sums = out.logits, task.metric_sums(out, batch)
+
+    def loss_of(logits):
+        return task.loss(ModelOutput(logits), batch)
+
+    loss = jax.vmap(loss_of, axis_name=BATCH_AXIS)(logits[None])[0]
 
     theirs = torch.from_numpy(reference["logits"][:1]).double()
     resized = torch.nn.functional.interpolate(theirs, (64, 96), mode="bilinear", align_corners=True)
@@ -53,8 +58,8 @@ def test_whole_image_evaluation_is_the_originals(reference_dir, x64):
     criterion = torch.nn.CrossEntropyLoss(torch.tensor(weights).double(), ignore_index=255)
     np.testing.assert_allclose(loss, criterion(resized, torch.from_numpy(labels)), rtol=1e-6)
     plain = torch.nn.CrossEntropyLoss(ignore_index=255)
-    np.testing.assert_allclose(figures["loss"], plain(resized, torch.from_numpy(labels)), rtol=1e-6)
+    np.testing.assert_allclose(sums["loss"], plain(resized, torch.from_numpy(labels)), rtol=1e-6)
     counted = labels[0] != 255
     cells = labels[0][counted] * classes + expected[0].argmax(-1)[counted]
     confusion = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
-    np.testing.assert_array_equal(figures["confusion"], confusion)
+    np.testing.assert_array_equal(sums["confusion"], confusion)

@@ -21,8 +21,8 @@ def test_a_whole_image_needs_no_more_than_the_header_says():
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
 
     def evaluate(variables, images, batch):
-        logits, solution = task.infer(model, variables, images)
-        return task.figures(logits, batch), solution.rel_residual
+        out = task.infer(model, variables, images)
+        return task.metric_sums(out, batch), out.solution.rel_residual
 
     compiled = jax.jit(evaluate).lower(variables, images, batch).compile()
     memory = compiled.memory_analysis()

@@ -1,0 +1,87 @@
+"""Settings that change what a step does: phases, random limits, a moving average, bad updates."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mdeq_jax.data import Prefetcher
+from mdeq_jax.engine import run
+from mdeq_jax.training import TrainingDiverged, evaluate, train_and_evaluate
+from tests.helpers.tiny import SINGLE_SCALE
+from tests.helpers.workdirs import final_variables, read_metrics
+
+
+def test_each_phase_is_compiled_once(tiny_config, tmp_path, monkeypatch, caplog, capsys):
+    """Not again for another limit, mask or draw; and each first call is announced."""
+    compiled = []  # number of programs at the start of each step
+
+    class Counting(Prefetcher):
+        def __next__(self):
+            messages = [record.getMessage() for record in caplog.records]
+            compiled.append(sum("Finished XLA compilation" in text for text in messages))
+            return super().__next__()
+
+    monkeypatch.setattr(run, "Prefetcher", Counting)
+    config = tiny_config(
+        {
+            **SINGLE_SCALE,
+            "gradient.name": "neumann",
+            "gradient.steps": 2,
+            "model.dropout": 0.1,
+            "jacobian.weight": 0.5,
+            "jacobian.frequency": 0.5,
+            "train.random_forward_delta": 2,
+            "train.pretrain_steps": 2,
+            "train.pretrain_layers": 1,
+            "log.every_steps": 2,
+        }
+    )
+    with jax.log_compiles():
+        metrics = train_and_evaluate(config, tmp_path)
+    first_steps = [1, config.train.pretrain_steps + 1]
+    changes = enumerate(np.diff(compiled), start=1)
+    assert [step for step, count in changes if count] == first_steps
+    phases = [line["phase"] for line in read_metrics(tmp_path)]
+    assert phases == ["pretraining", *["equilibrium"] * 5]
+    assert metrics["train/jacobian_loss"] > 0 and np.isfinite(metrics["train/loss"])
+    assert metrics["train/backward_nfe"] == 1
+    assert metrics["eval/nfe"] == 6  # the random limit is of training alone
+    out = capsys.readouterr().out
+    for step in ("pretraining step", "training step with the Jacobian loss", "evaluation step"):
+        assert out.count(f"ing the {step}: ") == 1  # "Compiling" or "Preparing"
+        assert out.count(f"ed the {step} ") == 1  # "Compiled" or "Loaded"
+
+
+def test_the_moving_average_is_evaluated(tiny_config, tmp_path):
+    fields = {**SINGLE_SCALE, "gradient.name": "one_step", "train.optimizer": "sgd"}
+    config = tiny_config({**fields, "train.ema_decay": 0.5})
+    metrics = train_and_evaluate(config, tmp_path)
+    np.testing.assert_allclose(evaluate(config, tmp_path)["eval/loss"], metrics["eval/loss"])
+    average = final_variables(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "11" / "average")
+    latest = final_variables(config, tmp_path)
+    kernels = [tree["params"]["head"]["classifier"]["kernel"] for tree in (average, latest)]
+    assert not np.allclose(*kernels)
+    with pytest.raises(ValueError, match=r"train\.ema_decay=0\.5; None cannot resume"):
+        train_and_evaluate(tiny_config({**fields, "train.epochs": 2.0}), tmp_path)
+
+
+def test_an_absurd_learning_rate(tiny_config, tmp_path):
+    """It stops, says what to try, and no checkpoint holds what is not a number."""
+    config = tiny_config(
+        {
+            **SINGLE_SCALE,
+            "gradient.name": "one_step",
+            "train.learning_rate": 1e30,
+            "train.schedule": "constant",
+            "train.max_skipped_updates": 3,
+            "checkpoint.every_epochs": 0.1,
+        }
+    )
+    message = r"not finite in 3 steps in a row .*Try a lower train\.learning_rate"
+    with pytest.raises(TrainingDiverged, match=message):
+        train_and_evaluate(config, tmp_path)
+    variables = final_variables(config, tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
