@@ -8,8 +8,9 @@ from pathlib import Path
 import jaxlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests spend their time in the compiler, so it optimises little. The second flag keeps YNNPACK's
-# convolutions, which `choose_convolutions` turns off: without them, float64 takes 100 times as long.
+# The tests spend their time in the compiler, so it optimises little. The second flag keeps
+# YNNPACK's convolutions, which `choose_convolutions` turns off: without them, float64 takes 100
+# times as long.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"

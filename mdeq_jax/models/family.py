@@ -29,8 +29,8 @@ class Family(NamedTuple):
     Attributes:
         build: config to Flax module. The config has passed `validate`.
         validate: raises a ValueError for settings of the config that cannot work.
-        task: name of the task that the model is for, unless `config.task` names another.
         architecture_fields: fields of `config.model` that the arrays of a checkpoint depend on.
+        task: name of the task that the model is for, if any, unless `config.task` names another.
         ignored_fields: fields of `config.model` that other families read and this one does not.
         transferable: top-level names in "params" and "batch_stats" that a network for another
             task may start from (`init.from_checkpoint`).
@@ -43,8 +43,8 @@ class Family(NamedTuple):
 
     build: Callable[["ConfigDict"], nn.Module]
     validate: Callable[["ConfigDict"], None]
-    task: str
     architecture_fields: tuple[str, ...]
+    task: str = ""
     ignored_fields: tuple[str, ...] = ()
     transferable: tuple[str, ...] = ()
     transfer_fields: tuple[str, ...] = ()
