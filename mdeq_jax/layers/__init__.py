@@ -1,4 +1,4 @@
-"""What the models share: convolutions, norms, dropout masks, resizing."""
+"""Layers that models share: convolutions, norms, dropout masks, resizing."""
 
 from mdeq_jax.layers.conv import Conv, ConvKernel, conv2d, torch_uniform, weight_norm
 from mdeq_jax.layers.dropout import dropout, dropout_mask, sample_keys

@@ -1,8 +1,8 @@
 """Convolutions in NHWC with symmetric padding, and their kernels as parameters.
 
-`conv2d` is the only convolution of the package. Its derivatives are written by hand for CPUs, where
-XLA runs the forms that autodiff writes 10 (input) to 100 (kernel) times slower inside a loop than
-outside: the input's as an ordinary convolution, the kernel's as one matrix product a tap.
+`conv2d` is the only convolution of the package. Its derivatives have a form for CPUs: the input's
+as an ordinary convolution, the kernel's as one matrix product a tap. XLA for CPUs runs the forms
+that autodiff makes 10 (input) to 100 (kernel) times slower inside a loop than outside.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 
 from mdeq_jax import hardware
@@ -23,13 +24,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     Args:
         x: `[B, H, W, C_in]`.
         kernel: `[k, k, C_in, C_out]` with odd k.
-        stride: 1 or 2. (XLA's "SAME" would pad a stride-2 convolution differently.)
+        stride: 1 or 2. XLA's "SAME" would pad a stride-2 convolution differently.
 
     Returns:
         `[B, ceil(H / stride), ceil(W / stride), C_out]`.
 
     Raises:
-        ValueError: another stride, or stride 2 with another kernel than 3x3.
+        ValueError: another stride, or stride 2 with a kernel other than 3x3.
     """
     size = kernel.shape[0]
     x, kernel = nn.dtypes.promote_dtype(x, kernel)
@@ -46,7 +47,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def _conv2d(x, kernel, stride, pad):
-    """With `pad` = (before, after) on both spatial axes."""
+    """The reference form, with `pad` = (before, after) on both spatial axes."""
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), (pad, pad), dimension_numbers=DIMENSIONS
     )
@@ -55,8 +56,9 @@ def _conv2d(x, kernel, stride, pad):
 def _transposed_kernel(kernel: jax.Array, stride: int) -> jax.Array:
     """The kernel with which `_input_gradient` is an ordinary convolution of dL/dy.
 
-    Stride 2, 3x3: an even row of x meets only the middle tap, an odd row the two outer ones. So
-    each of the four parities of x is a 2x2 convolution of dL/dy; their kernels stand side by side.
+    With stride 2 an even row of x meets only the middle tap of three, an odd row the two outer
+    ones. Each of the four parities of x is therefore a 2x2 convolution of dL/dy. Their kernels are
+    concatenated along the channels.
 
     Args:
         kernel: `[k, k, C_in, C_out]`.
@@ -80,21 +82,20 @@ def _transposed_kernel(kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _input_gradient(dy: jax.Array, transposed: jax.Array, shape: tuple[int, ...], stride: int, pad):
-    """dL/dx of `_conv2d` from dL/dy, as an ordinary convolution. `shape`: that of x."""
+    """dL/dx of `_conv2d` from dL/dy, as an ordinary convolution. `shape` is that of x."""
     if stride == 1:
         opposite = tuple(transposed.shape[0] - 1 - p for p in pad)
         return _conv2d_cpu(dy, transposed, 1, opposite)
-    batch, height, width, _ = dy.shape
-    dx = _conv2d_cpu(dy, transposed, 1, (0, 1))  # the parities, to be interleaved
-    dx = dx.reshape(batch, height, width, 2, 2, shape[3]).transpose(0, 1, 3, 2, 4, 5)
-    return dx.reshape(batch, 2 * height, 2 * width, shape[3])[:, : shape[1], : shape[2]]
+    dx = _conv2d_cpu(dy, transposed, 1, (0, 1))  # [B, H', W', 4 C_in], the parities side by side
+    dx = rearrange(dx, "b h w (i j c) -> b (h i) (w j) c", i=2, j=2)
+    return dx[:, : shape[1], : shape[2]]
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, pad):
     """dL/dkernel of `_conv2d` from dL/dy: a matrix product for each of the `size`^2 taps."""
 
     def windows(array, before, after, shape, step):
-        """The part of `array` that each tap meets, tap by tap, `shape` = height and width."""
+        """The part of `array` that each tap multiplies; `shape` is its height and width."""
         spatial = (before, after)
         padded = jnp.pad(array, ((0, 0), spatial, spatial, (0, 0)))
         rows, columns = (step * (n - 1) + 1 for n in shape)
@@ -116,7 +117,7 @@ _conv2d_cpu = jax.custom_vjp(_conv2d, nondiff_argnums=(2, 3))
 
 
 def _cpu_forward(x, kernel, stride, pad):
-    # The kernel is turned here and not where it is used: there may be a loop there.
+    # The kernel is transposed here because the backward pass may use it inside a loop.
     return _conv2d(x, kernel, stride, pad), (x, _transposed_kernel(kernel, stride))
 
 
@@ -140,7 +141,7 @@ def torch_uniform(fan_in: int) -> Callable:
     return init
 
 
-# The original's initialiser of every convolution that it reaches.
+# The original's initialiser, which it applies to all convolutions without weight norm.
 normal_001 = nn.initializers.normal(0.01)
 
 
@@ -157,8 +158,8 @@ def weight_norm(v: jax.Array, g: jax.Array) -> jax.Array:
 class ConvKernel(nn.Module):
     """A convolution kernel `[k, k, C_in, C_out]` as parameters.
 
-    Plain: parameter `kernel` ~ N(0, 0.01). Weight-normalised: parameters `v`, at PyTorch's default
-    initialisation (which the original leaves in place), and `g` = |v|.
+    Without weight norm: the parameter `kernel` ~ N(0, 0.01). With it: the parameters `v`, in
+    PyTorch's default initialisation (which the original leaves in place), and `g` = |v|.
     """
 
     size: int
@@ -168,7 +169,7 @@ class ConvKernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """The kernel, weight norm applied."""
+        """Returns the kernel, with weight norm applied."""
         shape = (self.size, self.size, self.in_channels, self.out_channels)
         if not self.weight_norm:
             return self.param("kernel", normal_001, shape)
@@ -188,7 +189,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` to `[B, H', W', features]`."""
+        """Maps `[B, H, W, C]` to `[B, H', W', features]`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", normal_001, shape)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)

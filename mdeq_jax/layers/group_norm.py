@@ -1,10 +1,13 @@
 """Group normalisation as PyTorch computes it, with statistics in float32 or better."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 
 from mdeq_jax import hardware
@@ -29,93 +32,127 @@ def group_norm(
         num_groups: groups of consecutive channels; divides C.
         affine: `{"scale": [C], "bias": [C]}`, or None for neither.
         residual: `[B, H, W, C]` in the type of `x`, added to the result; None: nothing.
-        relu: takes the ReLU of that.
-        pallas: all of it by one kernel of our own, and its pullback too, for GPUs; on CPUs this has
-            no effect. It has no forward mode (`jax.jvp`) then.
+        relu: whether to apply a ReLU after that.
+        pallas: computes all of it in one Pallas kernel, and its pullback in another (GPU only). It
+            does not support forward mode (`jax.jvp`) then.
 
     Returns:
         `[B, H, W, C]` in the type of `x`.
     """
-    if pallas and hardware.target().platform == "gpu":
-        return _by_kernel(num_groups, relu, x, affine, residual)[0]
-    y = _plain(x, num_groups, affine)
+    with_pallas = pallas and hardware.target().platform == "gpu"
+    form = _pallas_group_norm if with_pallas else _reference_group_norm
+    return form(num_groups, relu, x, affine, residual)
+
+
+def _reference_group_norm(num_groups, relu, x, affine, residual):
+    _, height, width, channels = x.shape
+    size = channels // num_groups
+    grouping = _GROUPINGS[hardware.target().platform]
+    x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # Sums by channel first, then by group: one pass over x, and no reshape of it. `x32 * x32`
+    # instead of `jnp.square`, whose derivative keeps a second array, 2 x.
+    sums = jnp.sum(x32, (1, 2)), jnp.sum(x32 * x32, (1, 2))  # [B, C]
+    mean, mean_square = (s / (height * width * size) for s in grouping.sums(sums, num_groups))
+    variance = jnp.maximum(mean_square - jnp.square(mean), 0)
+    rstd = lax.rsqrt(variance + EPS)  # [B, groups]
+    multiplier, shift = (grouping.repeat(s, channels) for s in (rstd, -mean * rstd))
+    if affine is not None:
+        scale, bias = affine["scale"][None, :], affine["bias"][None, :]
+        multiplier, shift = multiplier * scale, shift * scale + bias
+    y = x * multiplier[:, None, None, :] + shift[:, None, None, :]
+    y = y.astype(x.dtype)
     if residual is not None:
         y = y + residual
     return nn.relu(y) if relu else y
 
 
-def _plain(x, num_groups, affine):
-    _, height, width, channels = x.shape
-    size = channels // num_groups
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # Sums by channel first, then by group: one pass over x, and no reshape of it. `wide * wide`
-    # and not `jnp.square`, whose derivative keeps a second array, 2 x.
-    sums = jnp.sum(wide, (1, 2)), jnp.sum(wide * wide, (1, 2))  # [B, C]
-    mean, mean_square = (s / (height * width * size) for s in _by_group(sums, num_groups))
-    variance = jnp.maximum(mean_square - jnp.square(mean), 0)
-    rstd = lax.rsqrt(variance + EPS)  # [B, groups]
-    multiplier, shift = (_by_channel(s, channels) for s in (rstd, -mean * rstd))
-    if affine is not None:
-        scale, bias = affine["scale"][None, :], affine["bias"][None, :]
-        multiplier, shift = multiplier * scale, shift * scale + bias
-    y = x * multiplier[:, None, None, :] + shift[:, None, None, :]
-    return y.astype(x.dtype)
+class _Grouping(NamedTuple):
+    """One way from channels to groups and back.
+
+    Attributes:
+        sums: (`[B, C]` arrays, number of groups) -> `[B, groups]` arrays, the sums over the
+            channels of each group.
+        repeat: (`[B, groups]`, number of channels) -> `[B, C]`, each group's value for all its
+            channels.
+    """
+
+    sums: Callable
+    repeat: Callable
 
 
-# On CPUs by products with a matrix of zeros and ones: reshapes and repetitions XLA computes again
-# for each element of x there, which makes its passes over x 2 to 4 times slower. On GPUs each
-# product would be a kernel of its own.
-def _by_group(arrays, num_groups):
-    """Sums over the channels of each group: of `[B, C]` arrays `[B, groups]` ones."""
-    batch, channels = arrays[0].shape
-    if hardware.target().platform == "cpu":
-        membership = _membership(channels, num_groups, arrays[0].dtype)
-        return [jnp.dot(x, membership, precision="highest") for x in arrays]
-    stacked = jnp.stack(arrays)  # so that one kernel sums them all
-    return jnp.sum(stacked.reshape(len(arrays), batch, num_groups, -1), axis=3)
+def _sums(arrays, num_groups):
+    return [jnp.sum(rearrange(x, "b (g c) -> b g c", g=num_groups), axis=2) for x in arrays]
 
 
-def _by_channel(x, channels):
-    """Each group's value for all its channels: `[B, groups]` to `[B, C]`."""
-    if hardware.target().platform == "cpu":
-        return jnp.dot(x, _membership(channels, x.shape[1], x.dtype).T, precision="highest")
-    return _repeat(x, channels // x.shape[1])
+def _repeat(x, channels):
+    return jnp.repeat(x, channels // x.shape[1], axis=1)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _repeat(x, times):
-    return jnp.repeat(x, times, axis=1)
+def _cpu_sums(arrays, num_groups):
+    """A product with a matrix of zeros and ones.
+
+    XLA for CPUs fuses reshapes and repetitions into its passes over x and computes them again for
+    each element, which makes these passes 2 to 4 times slower.
+    """
+    membership = _membership(arrays[0].shape[1], num_groups, arrays[0].dtype)
+    return [jnp.dot(x, membership, precision="highest") for x in arrays]
 
 
-# Where f is linearised a barrier keeps XLA from rewriting the repetition in other ways for the
-# adjoint solve than for the parameters' gradient: f would be computed for each of them.
-@_repeat.defjvp
-def _repeat_linearized(times, primals, tangents):
-    repeated, tangent = (jnp.repeat(x, times, axis=1) for x in (*primals, *tangents))
-    return lax.optimization_barrier(repeated), tangent
+def _cpu_repeat(x, channels):
+    return jnp.dot(x, _membership(channels, x.shape[1], x.dtype).T, precision="highest")
 
 
 def _membership(channels, num_groups, dtype):
-    """`[C, groups]`: one where the channel is of the group, else zero."""
+    """`[C, groups]`: one where the channel is in the group, else zero."""
     return jnp.repeat(jnp.eye(num_groups, dtype=dtype), channels // num_groups, axis=0)
 
 
+def _gpu_sums(arrays, num_groups):
+    """All sums in one kernel."""
+    return jnp.sum(rearrange(jnp.stack(arrays), "n b (g c) -> n b g c", g=num_groups), axis=3)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _gpu_repeat(x, channels):
+    return _repeat(x, channels)
+
+
+# Without the barrier XLA rewrites the repetition differently for the adjoint solve than for the
+# gradient of the parameters, and then evaluates f once for each of them.
+@_gpu_repeat.defjvp
+def _gpu_repeat_jvp(channels, primals, tangents):
+    repeated, tangent = (_repeat(x, channels) for x in (*primals, *tangents))
+    return lax.optimization_barrier(repeated), tangent
+
+
+_REFERENCE = _Grouping(_sums, _repeat)
+_GROUPINGS = {
+    "cpu": _Grouping(_cpu_sums, _cpu_repeat),
+    "gpu": _Grouping(_gpu_sums, _gpu_repeat),
+    "tpu": _REFERENCE,
+}
+
+
+def _pallas_group_norm(num_groups, relu, x, affine, residual):
+    return _normalize(num_groups, relu, x, affine, residual)[0]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _by_kernel(num_groups, relu, *inputs):
-    """From x, affine and residual the result, and statistics that get no gradient."""
+def _normalize(num_groups, relu, *inputs):
+    """The result and the statistics, which get no gradient, from x, affine and residual."""
     return kernels.normalize(*inputs, num_groups=num_groups, relu=relu, eps=EPS)
 
 
-def _forward(num_groups, relu, *inputs):
-    y, statistics = _by_kernel(num_groups, relu, *inputs)
+def _normalize_forward(num_groups, relu, *inputs):
+    y, statistics = _normalize(num_groups, relu, *inputs)
     return (y, statistics), (inputs, statistics)
 
 
-def _backward(num_groups, relu, saved, cotangents):
+def _normalize_backward(num_groups, relu, saved, cotangents):
     return _pull_back(num_groups, relu, *saved, cotangents[0])
 
 
-_by_kernel.defvjp(_forward, _backward)
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -123,19 +160,17 @@ def _pull_back(num_groups, relu, inputs, statistics, u):
     return kernels.pull_back(u, *inputs, statistics, num_groups=num_groups, relu=relu)
 
 
-# The derivative of the gradient (the Jacobian loss takes it) is that of the plain form's.
 def _pull_back_forward(num_groups, relu, inputs, statistics, u):
     return _pull_back(num_groups, relu, inputs, statistics, u), (inputs, u)
 
 
 def _pull_back_backward(num_groups, relu, saved, cotangents):
-    def plain_pullback(inputs, u):
-        def plain(x, affine, residual):
-            return group_norm(x, num_groups, affine, residual=residual, relu=relu)
+    """The derivative of the reference form's pullback, which the Jacobian loss needs."""
 
-        return jax.vjp(plain, *inputs)[1](u)
+    def reference_pullback(inputs, u):
+        return jax.vjp(partial(_reference_group_norm, num_groups, relu), *inputs)[1](u)
 
-    d_inputs, d_u = jax.vjp(plain_pullback, *saved)[1](cotangents)
+    d_inputs, d_u = jax.vjp(reference_pullback, *saved)[1](cotangents)
     return d_inputs, None, d_u
 
 

@@ -9,14 +9,14 @@ from mdeq_jax.layers.group_norm import EPS
 
 
 class Affine(nn.Module):
-    """Scale and bias of a norm as parameters, ones and zeros; None if not `use`."""
+    """Scale and bias of a norm as parameters, initially ones and zeros; None if not `use`."""
 
     channels: int
     use: bool = True
 
     @nn.compact
     def __call__(self) -> dict | None:
-        """What `group_norm` takes as `affine`."""
+        """Returns the `affine` of `group_norm`: `{"scale": [C], "bias": [C]}`, or None."""
         if not self.use:
             return None
         return {
@@ -28,12 +28,12 @@ class Affine(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe, Szegedy 2015) of `[B, H, W, C]` as `torch.nn.BatchNorm2d`.
 
-    Unlike `flax.linen.BatchNorm` the running variance is the unbiased one.
+    Unlike in `flax.linen.BatchNorm` the running variance is unbiased.
 
     Attributes:
         use_affine: whether there are a scale and a bias.
         momentum: weight of the old running statistics, 1 - PyTorch's `momentum`.
-        axis_name: pmap axis over which the statistics are averaged; None: each device its own.
+        axis_name: pmap axis over which the statistics are averaged; None: each device has its own.
     """
 
     use_affine: bool = True
@@ -44,13 +44,13 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises by the batch's statistics if `train`, else by the running ones."""
         channels = x.shape[-1]
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if train and not self.is_initializing():
-            # Two passes: a mean square minus a squared mean loses the digits that they share.
-            mean, count = self._mean(wide), x.size // channels
-            var = self._mean(jnp.square(wide - mean[None, None, None, :]))
+            # Two passes: a mean square less a squared mean would cancel the digits they share.
+            mean, count = self._mean(x32), x.size // channels
+            var = self._mean(jnp.square(x32 - mean[None, None, None, :]))
             if self.axis_name is not None:
                 count *= lax.axis_size(self.axis_name)
             unbiased = var * (count / max(count - 1, 1))
@@ -62,12 +62,12 @@ class BatchNorm(nn.Module):
         affine = Affine(channels, self.use_affine, name="affine")()
         if affine is not None:
             multiplier = multiplier * affine["scale"]
-        y = (wide - mean[None, None, None, :]) * multiplier[None, None, None, :]
+        y = (x32 - mean[None, None, None, :]) * multiplier[None, None, None, :]
         if affine is not None:
             y = y + affine["bias"][None, None, None, :]
         return y.astype(x.dtype)
 
     def _mean(self, x):
-        """Of each channel, over the batch of all devices if they share it."""
+        """`[C]` mean of each channel, over the batch of all devices if they share it."""
         mean = jnp.mean(x, (0, 1, 2))
         return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 
 def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
@@ -11,7 +12,7 @@ def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
     x = jnp.broadcast_to(
         x[:, :, None, :, None, :], (batch, height, factor, width, factor, channels)
     )
-    return x.reshape(batch, height * factor, width * factor, channels)
+    return rearrange(x, "b h i w j c -> b (h i) (w j) c")
 
 
 def _interpolation(size: int, new_size: int) -> np.ndarray:
@@ -27,10 +28,10 @@ def _interpolation(size: int, new_size: int) -> np.ndarray:
 
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear resizing with aligned corners, `torch.nn.functional.interpolate`'s `align_corners`.
+    """Bilinear resizing as `torch.nn.functional.interpolate` does it with `align_corners=True`.
 
-    (`jax.image.resize` aligns pixel centres only.) As two small matrix products, so that its
-    gradient is two matrix products too.
+    `jax.image.resize` aligns pixel centres only. This is two small matrix products, and so is its
+    gradient.
 
     Args:
         x: `[B, H, W, C]`.
