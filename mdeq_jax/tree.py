@@ -1,4 +1,4 @@
-"""States as flat arrays: a pytree whose leaves are `[B, ...]` against one `[B, D]` array."""
+"""States as flat arrays: a pytree with leaves `[B, ...]` as one `[B, D]` array, and back."""
 
 import math
 from collections.abc import Callable
@@ -11,18 +11,18 @@ PyTree = Any
 
 
 def ravel_batch(state: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
-    """Flattens every axis but the leading batch axis and joins the leaves.
+    """Flattens every axis except the leading batch axis and joins the leaves.
 
     Args:
         state: pytree whose leaves share the batch axis `[B, ...]`; for an MDEQ the tuple of
             `[B, H_i, W_i, C_i]` feature maps, highest resolution first.
 
     Returns:
-        The array `[B, D]`, in the leaves' common floating type, and the function that turns such
-        an array (of any floating type, which it keeps) into a pytree like `state`.
+        The array `[B, D]`, in the leaves' common type, and the function that turns such an array
+        into a pytree like `state`. It keeps the array's type and batch size.
 
     Raises:
-        ValueError: where there is no leaf, a leaf is a scalar, or the batch sizes differ.
+        ValueError: there is no leaf, a leaf is a scalar, or the batch sizes differ.
     """
     leaves, treedef = jax.tree.flatten(state)
     if not leaves:

@@ -1,9 +1,8 @@
-"""Broyden's two readings of its history as Pallas kernels, which read the filled rows only.
+"""Pallas kernels for Broyden's two reductions over its history, which read only the filled rows.
 
-XLA reads all rows, as it knows their number only at run time: over a whole solve twice as much.
-A program works on one sample and a stretch of its D numbers. `steps` is `[B, rows, D]`, `filled` an
-int32 scalar: how many rows hold a step, from the first on. The last of them, D_k, is zero where
-there is none. `gz` is `[B, D]`, and results have its type; arithmetic is in float32 or better.
+XLA reads every row, because their number is known only at run time: twice as much over a whole
+solve. A program works on one sample and a stretch of its D numbers. Arithmetic is in float32 or
+better.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,18 @@ NUM_WARPS = 8
 def inner_products(
     steps: jax.Array, filled: jax.Array, gz: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Of each step with `gz` and with D_k: `[B, rows]` each, zero in rows that are not filled."""
+    """Inner products of every step with `gz` and with the last step.
+
+    Args:
+        steps: `[B, rows, D]` history.
+        filled: int32 scalar, number of rows that hold a step, from the first row on. Row 0 must be
+            zero if there are none.
+        gz: `[B, D]`.
+
+    Returns:
+        `[B, rows]` with `gz` and `[B, rows]` with the last of the filled rows, in the type of
+        `gz`; zero in rows that are not filled.
+    """
     batch, rows, features = steps.shape
     stretches = pl.cdiv(features, STRETCH)
     parts = launch(
@@ -55,7 +65,18 @@ def _inner_products(features, steps_ref, filled_ref, gz_ref, with_gz_ref, with_l
 def direction(
     steps: jax.Array, filled: jax.Array, weights: jax.Array, gz: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """w, the sum of the steps with `weights` `[B, rows]` less gz, `[B, D]`, and D_k . w, `[B]`."""
+    """The weighted sum of the steps less `gz`, and its inner product with the last step.
+
+    Args:
+        steps: `[B, rows, D]` history.
+        filled: int32 scalar, number of rows that hold a step, as for `inner_products`.
+        weights: `[B, rows]`.
+        gz: `[B, D]`.
+
+    Returns:
+        `[B, D]` w, the sum of the filled rows by their weights less `gz`, and `[B]` its inner
+        product with the last of the filled rows, in the type of `gz`.
+    """
     batch, _, features = steps.shape
     stretches = pl.cdiv(features, STRETCH)
     w, parts = launch(
@@ -83,13 +104,13 @@ def _direction(features, steps_ref, filled_ref, weights_ref, gz_ref, w_ref, last
 
 
 def _stretch(features: int):
-    """The program's part of the D numbers, and what of it there is."""
+    """The program's stretch of the D numbers, and a mask of those below D."""
     start = pl.program_id(1) * STRETCH
     return pl.ds(start, STRETCH), start + lax.iota(jnp.int32, STRETCH) < features
 
 
 def _reader(features: int, dtype) -> Callable:
-    """(array `[..., D]`, leading indices) -> the program's part, zero beyond the end."""
+    """Makes `read(ref of [..., D], *leading indices)`: the program's stretch, zero beyond D."""
     where, mask = _stretch(features)
     dtype = jnp.promote_types(dtype, jnp.float32)
 

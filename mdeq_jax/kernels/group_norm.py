@@ -1,9 +1,9 @@
-"""Group norm with what follows it, and its pullback, each in one Pallas kernel.
+"""Group norm with residual and ReLU, and its pullback, each in one Pallas kernel.
 
-A program works on some groups of one sample: it reads them for their sums, reads them again (from
-the chip's caches; not where they fit into one block) and writes. XLA takes two to four kernels for
-that. The arithmetic is in float32 or better. `jnp.maximum` is avoided: on GPUs that of Pallas gives
-the number where the other one is not, so that a ReLU would hide a sample that has gone wrong.
+A program works on some groups of one sample. It reads them for their sums, reads them again (from
+the caches, or not at all if they fit into one block) and writes. XLA takes two to four kernels for
+this. Arithmetic is in float32 or better. `jnp.maximum` is avoided: Pallas on GPUs drops NaN in it,
+and a ReLU would hide a sample that has diverged.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from jax.experimental import pallas as pl
 from mdeq_jax.kernels.launch import launch, triton
 
 BLOCK = 4096  # numbers of an array that a program holds at a time
-MIN_CHANNELS = 16  # that a program works on, if there are as many: whole sectors of memory
+MIN_CHANNELS = 16  # of a program, if there are as many: whole sectors of memory
 NUM_WARPS = 8
 
 
 class _Block(NamedTuple):
-    """How a program goes through a sample, `[H W, groups, size]`; powers of two, for Triton.
+    """How a program goes through a sample `[H W, groups, size]`, in powers of two for Triton.
 
     Attributes:
-        pixels: at a time.
-        groups: of this program.
+        pixels: pixels in a block.
+        groups: groups of a program.
         lanes: channels of a group, rounded up.
-        times: blocks until all pixels are done.
+        times: number of blocks that cover all pixels.
     """
 
     pixels: int
@@ -47,19 +47,19 @@ def _block(num_pixels: int, num_groups: int, size: int) -> _Block:
 
 
 class _Program:
-    """What one program reads and writes, of arrays `[B, H W, groups, size]` and smaller ones."""
+    """Loads and stores of one program, on arrays `[B, H W, groups, size]` and smaller ones."""
 
     def __init__(self, block: _Block, num_pixels: int, size: int, dtype):
         self.block, self.num_pixels, self.dtype = block, num_pixels, dtype
         self.sample = pl.program_id(0)
         self.groups = pl.ds(pl.program_id(1) * block.groups, block.groups)
-        # From a traced zero: a constant one would be refused for the channels beyond the last.
+        # From a traced zero: Pallas refuses a constant start for channels beyond the last.
         self.lanes = pl.ds(0 * self.sample, block.lanes)
         self.is_channel = lax.broadcasted_iota(jnp.int32, (block.groups, block.lanes), 1) < size
-        self.held = {}  # what was read, where one block is all there is to read
+        self.held = {}  # blocks read so far, if one block covers all pixels
 
     def at(self, ref, i):
-        """The i-th block, and what of it lies within the array."""
+        """Returns the i-th block, and a mask of its part within the array."""
         start = jnp.int32(i * self.block.pixels)
         index = self.sample, pl.ds(start, self.block.pixels), self.groups, self.lanes
         shape = self.block.pixels, self.block.groups, self.block.lanes
@@ -67,35 +67,35 @@ class _Program:
         return ref.at[index], is_pixel & self.is_channel[None]
 
     def read(self, ref, i):
-        """`[pixels, groups, lanes]`, zero beyond the array."""
+        """Reads the i-th block, `[pixels, groups, lanes]`, zero beyond the array."""
         if id(ref) in self.held:
             return self.held[id(ref)]
-        place, mask = self.at(ref, i)
-        values = triton().load(place, mask=mask, other=0).astype(self.dtype)
+        block, mask = self.at(ref, i)
+        values = triton().load(block, mask=mask, other=0).astype(self.dtype)
         if self.block.times == 1:
             self.held[id(ref)] = values
         return values
 
     def write(self, ref, i, values):
-        """Of `[pixels, groups, lanes]` what lies within the array."""
-        place, mask = self.at(ref, i)
-        triton().store(place, values.astype(ref.dtype), mask=mask)
+        """Writes the part of `[pixels, groups, lanes]` within the array."""
+        block, mask = self.at(ref, i)
+        triton().store(block, values.astype(ref.dtype), mask=mask)
 
     def read_affine(self, refs):
-        """Scale and bias, `[groups, lanes]`, of arrays `[groups, size]`; without them 1 and 0."""
+        """Reads scale and bias `[groups, size]` as `[groups, lanes]`; 1 and 0 if None."""
         if refs is None:
             return jnp.ones((1, 1), self.dtype), jnp.zeros((1, 1), self.dtype)
-        places = (refs[name].at[self.groups, self.lanes] for name in ("scale", "bias"))
+        blocks = (refs[name].at[self.groups, self.lanes] for name in ("scale", "bias"))
         load = partial(triton().load, mask=self.is_channel, other=0)
-        return tuple(load(place).astype(self.dtype) for place in places)
+        return tuple(load(block).astype(self.dtype) for block in blocks)
 
     def write_channels(self, ref, row: int, values):
-        """Row `row` of an array `[B, rows, groups, size]`, from `[groups, lanes]`."""
-        place = ref.at[self.sample, jnp.int32(row), self.groups, self.lanes]
-        triton().store(place, values, mask=self.is_channel)
+        """Writes `[groups, lanes]` to row `row` of an array `[B, rows, groups, size]`."""
+        block = ref.at[self.sample, jnp.int32(row), self.groups, self.lanes]
+        triton().store(block, values, mask=self.is_channel)
 
     def over_blocks(self, step: Callable, carry):
-        """`carry = step(i, carry)` for each block; a loop only where there are several."""
+        """Runs `carry = step(i, carry)` for each block, without a loop if there is only one."""
         if self.block.times == 1:
             return step(0, carry)
         return lax.fori_loop(jnp.int32(0), jnp.int32(self.block.times), step, carry)
@@ -110,7 +110,7 @@ def normalize(
     relu: bool,
     eps: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Group norm of `x`, plus `residual`, and ReLU of that.
+    """The group norm of `x`, plus `residual`, with a ReLU after that.
 
     Args:
         x: `[B, H, W, C]`.
@@ -121,8 +121,8 @@ def normalize(
         eps: added to the variance.
 
     Returns:
-        `[B, H, W, C]` in the type of `x`, and for `pull_back` mean and 1 / standard deviation,
-        `[B, 2, groups]`.
+        `[B, H, W, C]` in the type of `x`, and the statistics for `pull_back`: `[B, 2, groups]`,
+        mean and 1 / standard deviation.
     """
     call = _Call(x, num_groups)
     statistics = jax.ShapeDtypeStruct((x.shape[0], 2, num_groups), call.dtype)
@@ -159,7 +159,7 @@ def _normalize(new_program, relu, count, eps, x_ref, affine_refs, residual_ref, 
 
 
 def _multiplier_and_shift(mean, rstd, scale, bias):
-    """Of x, `[groups, lanes]` each."""
+    """The `[groups, lanes]` factors with which the norm of x is x * multiplier + shift."""
     multiplier = rstd[:, None] * scale
     return multiplier, bias - mean[:, None] * multiplier
 
@@ -185,7 +185,7 @@ def pull_back(
         x: `[B, H, W, C]`, the input of `normalize`.
         affine: its scale and bias, or None.
         residual: `[B, H, W, C]` that it added, or None.
-        statistics: that it returned.
+        statistics: `[B, 2, groups]` that it returned.
         num_groups: its number of groups.
         relu: whether it applied a ReLU.
 
@@ -226,7 +226,7 @@ def _pull_back(new_program, relu, count, *refs):
     mean, rstd = mean[None, :, None], rstd[None, :, None]
 
     def read(i):
-        """The normalised x, and u where the ReLU lets it through."""
+        """The normalised x, and u with zeros where the ReLU is zero."""
         x, u = program.read(x_ref, i), program.read(u_ref, i)
         if relu:
             y = x * multiplier[None] + shift[None]
@@ -258,7 +258,7 @@ def _pull_back(new_program, relu, count, *refs):
 
 
 class _Call:
-    """The shapes of one call: `[B, H, W, C]` as `[B, H W, groups, size]`, `[C]` likewise."""
+    """The shapes of one call. A kernel sees `[B, H, W, C]` as `[B, H W, groups, size]`."""
 
     def __init__(self, x: jax.Array, num_groups: int):
         batch, height, width, channels = x.shape
@@ -270,12 +270,12 @@ class _Call:
         self.grid = batch, num_groups // block.groups
 
     def split(self, tree):
-        """Channels by groups, height and width as one axis; statistics stay as they are."""
+        """Splits channels into groups and joins height and width; keeps statistics as they are."""
         shapes = {4: self.shape, 1: self.shape[2:]}
         return jax.tree.map(lambda x: x.reshape(shapes.get(x.ndim, x.shape)), tree)
 
     def like(self, x: jax.Array) -> jax.ShapeDtypeStruct:
-        """A result in the type of `x`."""
+        """The shape of a result in the type of `x`."""
         return jax.ShapeDtypeStruct(self.shape, x.dtype)
 
     def __call__(self, kernel: Callable, outputs, *inputs):

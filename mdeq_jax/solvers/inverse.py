@@ -4,12 +4,12 @@ For g(z) = f(z) - z Broyden's method ends with an estimate H of (dg/dz)^-1,
 
     H = -I + sum_{i<n} u_i v_i^T,    u_i = D_{i+1} / |D_i|^2,    v_i = H_i^T D_i,
 
-of which it stored the steps D_i alone (see `mdeq_jax.solvers.broyden`). With the rows D, U, V and
-the strictly lower-triangular L_ij = D_i . u_j the definition of v_i reads V = -D + L V, so that
+of which it stored only the steps D_i (see `mdeq_jax.solvers.broyden`). Let D, U and V have these
+vectors as rows, and let L_ij = D_i . u_j for j < i. The definition of v_i is then V = -D + L V, and
 
     H y   = -y - U^T M D y,    H^T y = -y - D^T M^T U y,    M = (I - L)^-1.
 
-M has been built up during the solve. A product reads the history twice.
+M was computed during the solve. A product reads the history twice.
 """
 
 from typing import NamedTuple
@@ -20,14 +20,14 @@ from jax import lax
 
 
 class InverseEstimate(NamedTuple):
-    """Broyden's H at the state that each sample ended with. `K` is the solver's `max_steps`.
+    """Broyden's H at the solution's state of each sample. `K` is the solver's `max_steps`.
 
     Attributes:
-        steps: `[B, K, D]` the steps D_i that led there, and perhaps later ones.
+        steps: `[B, K, D]` steps D_i that led there, and possibly later ones.
         sqnorms: `[B, K]` |D_i|^2.
         lower_inverse: `[B, K, K]` M.
-        count: `[B]` int32, how many steps led to the sample's state; D_count is not needed, so
-            that H has count - 1 rank-one updates: what the last step was taken with.
+        count: `[B]` int32, number of steps that led to the state. H has count - 1 rank-one
+            updates: it is the estimate that the last of these steps was taken with.
     """
 
     steps: jax.Array
@@ -37,21 +37,21 @@ class InverseEstimate(NamedTuple):
 
 
 def inverse_product(estimate: InverseEstimate, y: jax.Array) -> jax.Array:
-    """H y of each sample, `[B, D]` to `[B, D]`."""
+    """H y of each sample, `[B, D]` to `[B, D]`; -y if H y is not finite."""
     inner = -_apply(estimate.lower_inverse, _inner(estimate, y))
     weights = jnp.roll(inner * _scale(estimate), 1, axis=1)  # u_i is a multiple of D_{i+1}
     return _finite(_combine(estimate, weights) - y, -y)
 
 
 def transposed_inverse_product(estimate: InverseEstimate, y: jax.Array) -> jax.Array:
-    """H^T y of each sample, `[B, D]` to `[B, D]`; -y where the history is not finite."""
+    """H^T y of each sample, `[B, D]` to `[B, D]`; -y if H^T y is not finite."""
     inner = jnp.roll(_inner(estimate, y), -1, axis=1) * _scale(estimate)
     weights = _apply(estimate.lower_inverse.swapaxes(1, 2), inner)
     return _finite(-y - _combine(estimate, weights), -y)
 
 
 def _scale(estimate):
-    """`[B, K]`: 1 / |D_i|^2 for the updates i < count - 1, else 0."""
+    """`[B, K]` 1 / |D_i|^2 for the updates i < count - 1, else 0."""
     index = jnp.arange(estimate.sqnorms.shape[1])[None, :]
     used = (index < estimate.count[:, None] - 1) & (estimate.sqnorms > 0)
     return jnp.where(used, 1 / jnp.where(used, estimate.sqnorms, 1), 0)
@@ -62,7 +62,7 @@ def _apply(matrix, vector):
 
 
 def _inner(estimate, y):
-    """`[B, K]`: D_i . y."""
+    """`[B, K]` inner products D_i . y."""
     steps = estimate.steps
     return jnp.einsum(
         "bkd,bd->bk",
@@ -74,7 +74,7 @@ def _inner(estimate, y):
 
 
 def _combine(estimate, weights):
-    """`[B, D]`: sum of the steps by `[B, K]` weights."""
+    """`[B, D]` sum of the steps by `[B, K]` weights."""
     steps = estimate.steps
     return jnp.einsum(
         "bkd,bk->bd",

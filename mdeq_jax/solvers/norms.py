@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 
 from mdeq_jax import hardware
@@ -63,13 +64,12 @@ def _norms_with_branch(*arrays):
 
 
 def _norms_in_one_pass(*arrays):
-    batch, features = arrays[0].shape
     scale = _scale(arrays[0].dtype)
     squares = [jnp.square(x * factor) for x in arrays for factor in (1, 1 / scale, scale)]
-    # Sums of parts first, as XLA would do it; then those of all of them in one kernel.
-    parts = math.gcd(features, 128)
-    sums = [jnp.sum(s.reshape(batch, parts, features // parts), axis=2) for s in squares]
-    sums = jnp.sum(jnp.stack(sums), axis=2).reshape(len(arrays), 3, batch)
+    # Sums of parts first, as XLA would split them; then all of these in one kernel.
+    parts = math.gcd(arrays[0].shape[1], 128)
+    sums = [jnp.sum(rearrange(s, "b (p n) -> b p n", p=parts), axis=2) for s in squares]
+    sums = rearrange(jnp.sum(jnp.stack(sums), axis=2), "(a three) b -> a three b", three=3)
     return tuple(_norm(arrays[0], *three) for three in sums)
 
 

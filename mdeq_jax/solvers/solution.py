@@ -1,4 +1,4 @@
-"""What a solver returns: `Solution`, with a `Status` for each sample."""
+"""The result of a solver: `Solution`, with a `Status` for each sample."""
 
 import enum
 from typing import Any, NamedTuple
@@ -16,24 +16,24 @@ class Status(enum.IntEnum):
 
 
 class Solution(NamedTuple):
-    """What a solver returns. `B` samples, `D` numbers each.
+    """The result of a solver, for `B` samples of `D` numbers each.
 
     Attributes:
         z: `[B, D]` iterate with the lowest residual (by `stop_mode`) of each sample; always
             finite.
-        residual: `[B]` absolute residual |f(z) - z| at `z`; infinite where no finite one was met.
+        residual: `[B]` absolute residual |f(z) - z| at `z`; infinite if no residual was finite.
         rel_residual: `[B]` relative residual |f(z) - z| / (|f(z)| + 1e-9) at `z`; the same.
         steps: `[B]` int32, the step that gave `z`; 0 is the start.
-        nfe: int32 scalar, evaluations of `f` on the batch: one for the start and one a step, until
-            the last sample is done. Under `jax.vmap` each element counts its own; `f` runs, masked,
-            until the slowest element is done.
+        nfe: int32 scalar, evaluations of f on the batch: one for the start and one a step, until
+            the last sample is finished. Under `jax.vmap` each element counts its own evaluations;
+            f runs, masked, until the slowest element is finished.
         status: `[B]` int32, values of `Status`.
-        abs_trace: `[max_steps, B]` absolute residual after each step, infinite where it is no
-            number; NaN once a sample is done.
+        abs_trace: `[max_steps, B]` absolute residual after each step; infinite if it is not
+            finite, NaN once a sample is finished.
         rel_trace: `[max_steps, B]` the same for the relative residual.
-        recorded: `[n, B, D]` best iterate of each sample after the n steps `record_at`, those that
-            a solve did not come to like its last; `()` where none were asked for.
-        inverse: Broyden's `InverseEstimate`, where it was asked for; else `()`.
+        recorded: `[n, B, D]` best iterate of each sample after the n steps `record_at`. For steps
+            after the end of a solve it is the last one. `()` without `record_at`.
+        inverse: Broyden's `InverseEstimate` with `keep_inverse`, else `()`.
     """
 
     z: jax.Array

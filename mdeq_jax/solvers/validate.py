@@ -1,6 +1,7 @@
-"""Refusing a solver's arguments before anything is compiled."""
+"""Validation of a solver's arguments before anything is compiled."""
 
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ STOP_MODES = ("rel", "abs")
 
 
 def check_count(name: str, value: int) -> None:
-    """Refuses what is not an integer of at least 1.
+    """Refuses a value that is not an integer of at least 1.
 
     Raises:
         TypeError: not an integer.
@@ -24,14 +25,20 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_arguments(
-    f, z0, *, max_steps: int, tol: float, stop_mode: str, step_budget: int | jax.Array | None
+    f: Callable,
+    z0: jax.Array,
+    *,
+    max_steps: int,
+    tol: float,
+    stop_mode: str,
+    step_budget: int | jax.Array | None,
 ) -> None:
-    """Refuses what would otherwise fail late, inside a compiled loop.
+    """Refuses arguments that would otherwise fail late, inside a compiled loop.
 
     Raises:
-        ValueError: an argument is out of range, or `f` changes its input's shape.
-        TypeError: `z0` is not a floating-point array, `f` changes its type, or a number of steps
-            is not an integer.
+        ValueError: an argument is out of range, or f changes the shape of z.
+        TypeError: `z0` is not a floating-point array, f changes the type of z, or a number of
+            steps is not an integer.
     """
     if jnp.ndim(z0) != 2:
         raise ValueError(
@@ -68,11 +75,11 @@ def check_arguments(
 
 
 def check_record_at(record_at: tuple[int, ...], max_steps: int) -> None:
-    """Refuses steps to record that are not ascending or that the solver does not take.
+    """Refuses steps to record that are not ascending or exceed `max_steps`.
 
     Raises:
         TypeError: one is not an integer.
-        ValueError: as said.
+        ValueError: they are not ascending, or one is below 1 or above `max_steps`.
     """
     for step in record_at:
         check_count("a step of record_at", step)
