@@ -1,9 +1,9 @@
-"""The linear equations of implicit differentiation, solved by the solvers of `mdeq_jax.solvers`.
+"""The linear equations of implicit differentiation, solved with `mdeq_jax.solvers`.
 
 At an equilibrium z = f(z) with Jacobian J = df/dz (Bai, Kolter, Koltun 2019, 1909.01377, theorem 1)
 
     u = J^T u + dloss/dz         gives the gradient u^T (df/d.) of a loss,
-    t = J t + (df/d.) d.         is the change of z with whatever f depends on.
+    t = J t + (df/d.) d.         gives the change of z with anything that f depends on.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ LinearMap = Callable[[PyTree], PyTree]
 
 
 class BackwardStats(NamedTuple):
-    """How the adjoint solve of a backward pass went, as float arrays.
+    """Statistics of the adjoint solve of a backward pass, as float arrays.
 
-    A backward pass has no other way out than gradients: hand `BackwardStats.zeros(batch)` to
-    `equilibrium` and differentiate with respect to it; its "gradient" is the statistics.
+    A backward pass can return nothing but gradients. So pass `BackwardStats.zeros(batch)` to
+    `equilibrium` and differentiate with respect to it: its "gradient" is the statistics.
 
     Attributes:
-        nfe: scalar, products with the Jacobian on the batch.
-        steps: `[B]` the step that gave the solution.
+        nfe: scalar, products of the batch with the Jacobian.
+        steps: `[B]` step that gave the solution.
         rel_residual: `[B]` relative residual of the adjoint equation.
         status: `[B]` values of `mdeq_jax.solvers.Status`.
     """
@@ -40,7 +40,7 @@ class BackwardStats(NamedTuple):
 
     @classmethod
     def zeros(cls, batch: int) -> "BackwardStats":
-        """The placeholder to differentiate with respect to, for a batch of this size."""
+        """The value to differentiate with respect to, for a batch of this size."""
         per_sample = jnp.zeros(batch, jnp.float32)
         return cls(jnp.zeros((), jnp.float32), per_sample, per_sample, per_sample)
 
@@ -51,7 +51,7 @@ class BackwardStats(NamedTuple):
         return cls(*(field.astype(jnp.float32) for field in fields))
 
 
-# (u -> J^T u, dloss/dz) -> (u, how it went): how the adjoint equation is solved.
+# Solves the adjoint equation: (u -> J^T u, dloss/dz) -> (u, statistics).
 Solve = Callable[[LinearMap, PyTree], tuple[PyTree, BackwardStats]]
 
 
@@ -103,11 +103,12 @@ def solve_tangent(
     *,
     solver=broyden,
 ) -> tuple[PyTree, Solution]:
-    """The directional derivative of the equilibrium: forward mode, which `equilibrium` has not.
+    """The directional derivative of the equilibrium.
 
-    Solves t = J t + (df/dparams) params_tangent + (df/dx) x_tangent at the equilibrium `z`. Every
-    product is made of two reverse passes, so that cells with hand-written reverse rules
-    (`jax.custom_vjp`, as the convolutions of the models have on CPUs) are no obstacle.
+    It replaces forward mode, which `equilibrium` does not support, and solves
+    t = J t + (df/dparams) params_tangent + (df/dx) x_tangent at the equilibrium `z`. Every product
+    takes two reverse passes, so it also works for cells with hand-written reverse rules
+    (`jax.custom_vjp`), such as the models' convolutions on CPUs.
 
     Args:
         f: cell, `f(params, z, x) -> z`.
@@ -115,14 +116,14 @@ def solve_tangent(
         x: input injection.
         z: equilibrium; leaves `[B, ...]`.
         params_tangent: direction, like `params`.
-        x_tangent: direction, like `x`; that of leaves without a derivative is not looked at.
+        x_tangent: direction, like `x`; for leaves without a derivative it is ignored.
         solver: any of `mdeq_jax.solvers`, with its settings bound by `functools.partial`.
 
     Returns:
         t, like `z`, and the solver's report.
     """
     value, pullback = jax.vjp(f, params, z, x)
-    # The pullback is linear: its own pullback, anywhere, is the product with the Jacobian itself.
+    # The pullback is linear: its own pullback, at any point, is the product with the Jacobian.
     _, pushforward = jax.vjp(pullback, value)
     zeros = jax.tree.map(jnp.zeros_like, (params, z, x))
     constant = pushforward((params_tangent, zeros[1], x_tangent))[0]
@@ -135,8 +136,8 @@ def implicit_adjoint(
 ) -> tuple[PyTree, BackwardStats]:
     """`solve`'s solution of u = J^T u + cotangent, with the derivatives of the exact solution.
 
-    They are adjoint equations in turn, solved by `solve`: nothing is differentiated through a
-    solver's loop, to any order.
+    These derivatives are adjoint equations too, which `solve` solves. So no order of derivative
+    goes through a solver's loop.
     """
     return solve(transposed_product(f, params, z, x), cotangent)
 
@@ -149,14 +150,14 @@ def _forward(f, solve, params, x, z, cotangent):
 def _backward(f, solve, saved, cotangents):
     params, x, z, u = saved
 
-    def image(args, u, _):
-        """J^T u: a "cell" with the state u, whose own adjoint equation is w = J w + du."""
+    def transposed(args, u, _):
+        """J^T u: a "cell" with the state u, whose adjoint equation is w = J w + du."""
         params, x, z = args
         return transposed_product(f, params, z, x)(u)
 
-    w, _ = implicit_adjoint(image, solve, (params, x, z), (), u, cotangents[0])
-    # u = (I - J^T)^-1 g moves by (I - J^T)^-1 (dJ^T u + dg): pull w back through J^T u.
-    _, pullback = jax.vjp(lambda args: image(args, u, ()), (params, x, z))
+    w, _ = implicit_adjoint(transposed, solve, (params, x, z), (), u, cotangents[0])
+    # du = (I - J^T)^-1 (dJ^T u + dg) for u = (I - J^T)^-1 g: pull w back through J^T u.
+    _, pullback = jax.vjp(lambda args: transposed(args, u, ()), (params, x, z))
     return *pullback(w)[0], w
 
 

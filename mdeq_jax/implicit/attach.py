@@ -1,4 +1,4 @@
-"""Giving an equilibrium a gradient that its solver does not have."""
+"""Attaching a gradient to a state that a solver found."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +12,8 @@ from mdeq_jax.tree import PyTree, ravel_batch
 
 LINEARIZE_AT = ("z_star", "f_z_star")
 
-# (f, params, x, z, extra, dloss/dz) -> (u, how it went): what stands for the adjoint equation's
-# solution at the state z.
+# Gives the solution, or an estimate, of the adjoint equation at the state z:
+# (f, params, x, z, extra, dloss/dz) -> (u, statistics).
 Adjoint = Callable[..., tuple[PyTree, BackwardStats]]
 
 
@@ -28,10 +28,10 @@ def attach_adjoint(
     linearize_at: str = "z_star",
     extra: PyTree = (),
 ) -> PyTree:
-    """f(params, z*, x), with `adjoint` to turn dloss/dz into u in the backward pass.
+    """f(params, z*, x), whose backward pass turns dloss/dz into u with `adjoint`.
 
-    Only (params, x, z*) and `extra` are kept for the backward pass. It is differentiable in turn
-    where `adjoint` is.
+    Only (params, x, z*) and `extra` are kept for the backward pass. Its result is differentiable
+    again if that of `adjoint` is.
 
     Args:
         f: cell, `f(params, z, x) -> z`; must not close over values that are being differentiated.
@@ -39,7 +39,7 @@ def attach_adjoint(
         x: input injection.
         z_star: equilibrium, leaves `[B, ...]`; it gets no gradient.
         backward_stats: see `BackwardStats`.
-        adjoint: see `Adjoint`; must not close over arrays.
+        adjoint: computes u, see `Adjoint`; must not close over arrays.
         linearize_at: where the backward pass takes the Jacobian: "z_star" or "f_z_star".
         extra: arrays for `adjoint`; they get no gradient.
 
@@ -60,16 +60,16 @@ def _attach(f, adjoint, linearize_at, params, x, z_star, extra, backward_stats):
 
 
 def _forward(f, adjoint, linearize_at, params, x, z_star, extra, backward_stats):
-    # By `_attach` again, so that a derivative of the gradient sees how the equilibrium moves.
+    # `_attach` again, so that a derivative of the gradient includes the equilibrium's derivative.
     value = _attach(
         partial(_linearized, f), adjoint, linearize_at, params, x, z_star, extra, backward_stats
     )
-    point = value if linearize_at == "f_z_star" else _moving_with(z_star, value)
+    point = value if linearize_at == "f_z_star" else _with_tangent_of(z_star, value)
     return value, (params, x, point, extra)
 
 
 def _linearized(f, params, z, x):
-    """f, written as it is where it is linearised, so that XLA evaluates it once for both."""
+    """f, written as for its linearisation, so that XLA evaluates it once for both."""
     return jax.vjp(f, params, z, x)[0]
 
 
@@ -84,36 +84,37 @@ _attach.defvjp(_forward, _backward)
 
 
 def _pull_back(f, params, z, x, u):
-    """u^T (df/dparams, df/dx), on GPUs without what would wait in memory for the adjoint solve.
+    """u^T (df/dparams, df/dx).
 
-    XLA computes the linearisation at z once, for that solve and for this. What only this needs is
-    computed again, and z is held in one array, as it is anyway.
+    XLA computes the linearisation at z once, for the adjoint solve and for this product. On GPUs
+    the values that only this product needs do not stay in memory during the solve: they are
+    computed again. For the same reason z is held in the one array that the solver holds.
     """
     if hardware.target().platform != "gpu":
         return jax.vjp(lambda params, x: f(params, z, x), params, x)[1](u)
     flat, unravel = ravel_batch(z)
-    evaluate = frugal(lambda params, x, flat: f(params, unravel(flat), x))
+    evaluate = save_only_contractions(lambda params, x, flat: f(params, unravel(flat), x))
     return jax.vjp(lambda params, x: evaluate(params, x, flat), params, x)[1](u)
 
 
-def frugal(f: Callable) -> Callable:
-    """`f`, whose linearisation holds convolutions, products, sums and what has a name.
+def save_only_contractions(f: Callable) -> Callable:
+    """`f`, whose linearisation keeps only convolutions, products, sums and named values.
 
-    The name is one given by `jax.ad_checkpoint.checkpoint_name`. All else is computed again, what
-    kernels of our own compute too.
+    A value is named with `jax.ad_checkpoint.checkpoint_name`. Everything else is computed again,
+    including the results of Pallas kernels.
     """
-    held = ("conv_general_dilated", "dot_general", "reduce_sum", "name")
-    return jax.checkpoint(f, policy=lambda operation, *_, **__: operation.name in held)
+    saved = ("conv_general_dilated", "dot_general", "reduce_sum", "name")
+    return jax.checkpoint(f, policy=lambda operation, *_, **__: operation.name in saved)
 
 
 @jax.custom_vjp
-def _moving_with(z_star, value):
-    """z*, with the derivative of `value`."""
+def _with_tangent_of(z_star, value):
+    """z*, with the derivative of `value` as its own."""
     return z_star
 
 
-_moving_with.defvjp(
-    lambda z_star, value: (_moving_with(z_star, value), None),
+_with_tangent_of.defvjp(
+    lambda z_star, value: (_with_tangent_of(z_star, value), None),
     lambda _, cotangent: (None, cotangent),
 )
 
@@ -121,8 +122,13 @@ _moving_with.defvjp(
 def first_order_only(tree: PyTree, gradient: str, instead: str) -> PyTree:
     """`tree`, in a backward pass that must not be differentiated again.
 
+    Args:
+        tree: any arrays of the backward pass.
+        gradient: name of the gradient, for the message.
+        instead: gradients that can be differentiated, for the message.
+
     Raises:
-        NotImplementedError: when it is.
+        NotImplementedError: the backward pass is differentiated.
     """
     return _barrier((gradient, instead), tree)
 
@@ -135,8 +141,8 @@ def _barrier(names, tree):
 def _refuse(names, tree):
     gradient, instead = names
     raise NotImplementedError(
-        f"A derivative of the {gradient!r} gradient was asked for (a gradient of a gradient, a "
-        f"Hessian product), which it does not have. Use {instead}."
+        f"The {gradient!r} gradient cannot be differentiated again (as a gradient of a gradient "
+        f"or a Hessian product does). Use {instead}."
     )
 
 

@@ -1,8 +1,8 @@
 """Deep supervision: losses at several states on the way to the equilibrium.
 
-The states after chosen solver steps each get a gradient of their own ("indexing"), and their losses
-are added with weights that grow towards the end, the fixed-point correction of TorchDEQ (Geng,
-Kolter 2023, 2310.18605; for optical flow Bai, Geng, Savani, Kolter 2022, 2204.08442):
+The states after chosen solver steps each get a gradient ("indexing"). Their losses are added with
+weights that grow towards the end. This is the fixed-point correction of TorchDEQ (Geng, Kolter
+2023, 2310.18605; for optical flow Bai, Geng, Savani, Kolter 2022, 2204.08442):
 
     loss = sum_k w_k loss(z_k),    w_{n-1} = 1.
 
@@ -45,24 +45,24 @@ def supervised_states(
         params: parameters of the cell.
         x: input injection.
         z0: start, leaves `[B, ...]`; it gets no gradient.
-        steps: ascending solver steps, at most the solver's `max_steps`, whose best iterates so far
-            are taken. A sample that ends earlier is taken where it ended.
+        steps: ascending solver steps, at most the solver's `max_steps`. The state of a step is
+            the best iterate so far; a sample that ended earlier stays at its last state.
         f_solver: any of `mdeq_jax.solvers`, with its settings bound by `functools.partial`.
         gradient: a name of `GRADIENTS` or one of these functions with its settings bound, applied
-            at each state; "one_step" and "phantom" say nothing wrong of states that are no
-            equilibria. Not "shine", "reversible" or "unroll".
+            at each state. "one_step" and "phantom" do not assume that the state is an equilibrium.
+            "shine", "reversible" and "unroll" are refused.
         step_budget: most forward steps at run time; may be traced (no recompilation).
 
     Returns:
-        One state like `z0` for each of `steps`, one evaluation of f past the solver's (`phantom`:
-        its last application), and the solver's report.
+        One state like `z0` for each of `steps`, one evaluation of f past the solver's (the
+        `phantom` gradient: its last application), and the solver's report.
 
     Raises:
-        ValueError: no `steps`, an unknown gradient or one that has no single state to act on, or
-            what the solver refuses.
+        ValueError: no `steps`, an unknown gradient or one that needs more than a state, or an
+            argument that the solver refuses.
     """
     if len(steps) == 0:
-        raise ValueError("steps, the solver steps that are supervised, must not be empty.")
+        raise ValueError("steps, the supervised solver steps, must not be empty.")
     allowed = sorted(name for name, info in GRADIENTS.items() if _acts_on_a_state(info))
     known = not isinstance(gradient, str) or gradient in GRADIENTS
     if not known or not _acts_on_a_state(gradient_info(gradient)):
@@ -86,12 +86,14 @@ def _acts_on_a_state(info: GradientInfo) -> bool:
 
 
 def correction_weights(kind: str, n: int, gamma: float | None = None) -> np.ndarray:
-    """Weights w_0 … w_{n-1} of the losses of n states, the last one's being 1. `[n]`.
+    """Weights `[n]` of the losses of n states; the last weight is 1.
 
     Args:
-        kind: "constant": 1; "linear": 1 - gamma (n - k - 1) / n; "exponential": gamma^(n - k - 1).
-        n: how many states.
-        gamma: by default 0.9 for "linear", 0.8 for "exponential"; in [0, 1]. "constant" has none.
+        kind: the weight of state k: "constant": 1; "linear": 1 - gamma (n - k - 1) / n;
+            "exponential": gamma^(n - k - 1).
+        n: number of states.
+        gamma: in [0, 1]; by default 0.9 for "linear" and 0.8 for "exponential". "constant" has
+            none.
 
     Raises:
         ValueError: unknown `kind`, `n` below 1, or `gamma` out of range or without effect.
@@ -117,18 +119,18 @@ def fixed_point_correction(losses, weights):
 
     Args:
         losses: `[n, ...]`, a loss for each state.
-        weights: `[n]`, of `correction_weights`.
+        weights: `[n]`, from `correction_weights`.
 
     Returns:
         sum_k weights[k] losses[k], of the shape of one loss.
 
     Raises:
-        ValueError: not as many weights as losses.
+        ValueError: the numbers of weights and losses differ.
     """
     losses = jnp.asarray(losses)
     if losses.ndim == 0 or np.shape(weights) != losses.shape[:1]:
         raise ValueError(
-            f"There must be one weight a loss; got losses of shape {losses.shape} and weights of "
-            f"shape {np.shape(weights)}."
+            f"Each loss needs one weight; got losses of shape {losses.shape} and weights of shape "
+            f"{np.shape(weights)}."
         )
     return jnp.tensordot(jnp.asarray(weights, losses.dtype), losses, axes=1)

@@ -31,20 +31,20 @@ def equilibrium(
         solver = partial(anderson, max_steps=50, tol=1e-5)
         z, solution = equilibrium(cell, params, x, jnp.zeros((batch, width)), f_solver=solver)
 
-    The state is any pytree with a leading batch axis, and one sample's state must not influence
+    The state is any pytree with a leading batch axis. One sample's state must not influence
     another's. `f` must not close over values that are being differentiated: pass them in `params`
-    or `x`.
+    or `x`. A `FixedPointProblem` is unpacked: `equilibrium(*problem)`.
 
     =============  =================================================  ===================  =======
-    gradient       what it is                                         again (grad of grad)  forward
+    gradient       definition                                         again (grad of grad)  forward
     =============  =================================================  ===================  =======
     "ift"          exact at an equilibrium: one linear solve          exact, any order      no
     "phantom"      k damped steps past it, differentiated             of these steps        yes
     "neumann"      k terms of the linear equation's series            of these terms        no
     "one_step"     one term                                           of this step          yes
-    "shine"        the linear solve by forward Broyden's estimate     refused               no
-    "reversible"   k steps without a solver, rebuilt backwards        refused               no
-    "unroll"       k steps without a solver, kept                     exact for the steps   yes
+    "shine"        the forward Broyden solve's inverse estimate       refused               no
+    "reversible"   k steps without a solver, states rebuilt           refused               no
+    "unroll"       k steps without a solver, states kept              exact for the steps   yes
     =============  =================================================  ===================  =======
 
     "Again" is reverse mode over reverse mode; where refused, it raises NotImplementedError. Where
@@ -68,8 +68,9 @@ def equilibrium(
         backward_stats: `BackwardStats.zeros(B)`, to differentiate with respect to; see there.
 
     Returns:
-        The state, one evaluation of f past the solver's (`phantom`: its last application), and
-        the solver's report, whose `z` is the flat `[B, D]` state before that evaluation.
+        The state, one evaluation of f past the solver's (the `phantom` gradient: its last
+        application), and the solver's report. The report's `z` is the flat `[B, D]` state before
+        that evaluation.
 
     Raises:
         ValueError: an unknown gradient, a solver that "shine" cannot use, a `b_solver` that the
@@ -94,7 +95,7 @@ def equilibrium(
     solution = lax.stop_gradient(f_solver(flat_f, flat0, step_budget=step_budget))
     if info.needs_inverse:
         function = partial(function, inverse=solution.inverse)
-        solution = solution._replace(inverse=())  # or the report would keep the history alive
+        solution = solution._replace(inverse=())  # otherwise the report keeps the history alive
     return function(f, params, x, unravel(solution.z), backward_stats), solution
 
 

@@ -1,9 +1,9 @@
-"""What takes the place of an adjoint solution that its solver did not find.
+"""Replacements for an adjoint solution that the solver did not find.
 
-Where an equilibrium has hardly been reached, or I - J^T is nearly singular, the iterates of
-u = J^T u + g grow long before they get anywhere, and one sample's gradient outweighs its batch's.
-A solver that goes by the relative residual |J^T u + g - u| / |J^T u + g| does not mind: large
-iterates make it small. What counts here is the residual beside |g|, which is 1 at u = 0.
+Where a sample has hardly reached its equilibrium, or I - J^T is nearly singular, the iterates of
+u = J^T u + g grow long before they converge. One sample's gradient then outweighs its batch's. A
+solver's relative residual |J^T u + g - u| / |J^T u + g| does not show it, because a large u makes
+it small. The residual relative to |g| does: it is 1 at u = 0.
 """
 
 import jax.numpy as jnp
@@ -16,16 +16,16 @@ from mdeq_jax.solvers.norms import safe_norm
 from mdeq_jax.tree import PyTree, ravel_batch
 
 UNCONVERGED = ("keep", "damped", "cap")
-FAILED = 1.0  # residual beside |g| above which a solution is worse than none
-DAMPED = {"steps": 5, "tau": 0.5}  # of the sum that replaces it, as in the phantom gradient
-CAP = 10.0  # longest u beside |g|
+FAILED = 1.0  # residual relative to |g| above which u is worse than zero
+DAMPED = {"steps": 5, "tau": 0.5}  # the series that replaces u, as in the phantom gradient
+CAP = 10.0  # largest norm of u relative to |g|
 
 
 def check_unconverged(unconverged: str) -> None:
     """Refuses an unknown rule.
 
     Raises:
-        ValueError: as said.
+        ValueError: lists the rules.
     """
     if unconverged not in UNCONVERGED:
         raise ValueError(f"unconverged must be one of {UNCONVERGED}; got {unconverged!r}.")
@@ -34,22 +34,22 @@ def check_unconverged(unconverged: str) -> None:
 def fall_back(
     unconverged: str, product: LinearMap, cotangent: PyTree, u: PyTree, solution: Solution
 ) -> PyTree:
-    """`u`, with another solution for the samples whose solve failed.
+    """`u`, with a replacement for the samples whose solve failed.
 
-    These are the samples that did not converge and whose residual is over `FAILED` |g|. Where there
-    are none in the batch nothing is computed; a sample's u never depends on another's.
+    A solve failed if the sample did not converge and its residual is over `FAILED` |g|. A batch
+    without such a sample costs nothing. A sample's u never depends on another sample.
 
     Args:
         unconverged: "keep": u as it is. "damped": `DAMPED["steps"]` terms of the damped Neumann
-            series, for which the whole batch is multiplied. "cap": u, shortened to `CAP` |g|.
+            series, computed for the whole batch. "cap": u, shortened to `CAP` |g|.
         product: u -> J^T u.
         cotangent: g, leaves `[B, ...]`.
-        u: what the solver found, like `cotangent`.
-        solution: its report.
+        u: the solver's solution, like `cotangent`.
+        solution: the solver's report.
     """
     if unconverged == "keep":
         return u
-    # The array that the solve held, in and out: XLA would keep its parts for the branch beside it.
+    # Take and return the array that the solve held. XLA would keep its parts as well otherwise.
     flat_g, unravel = ravel_batch(cotangent)
     flat_g = lax.optimization_barrier(flat_g)
     flat_u, size = ravel_batch(u)[0], safe_norm(flat_g)

@@ -41,9 +41,9 @@ def ift(
 ) -> PyTree:
     """One evaluation of f at z*, whose gradient is that of the equilibrium.
 
-    Only (params, x, z*) are kept for the backward pass, whatever the solver did to find z*.
-    Gradients of the gradient are exact too, to any order: their linear equations are solved by
-    `b_solver`, never differentiated through.
+    Only (params, x, z*) are kept for the backward pass, however the solver found z*. Gradients of
+    the gradient are exact too, to any order: `b_solver` solves their linear equations, and nothing
+    is differentiated through its loop.
 
     Args:
         f: cell, `f(params, z, x) -> z`; must not close over values that are being differentiated.
@@ -54,11 +54,11 @@ def ift(
         b_solver: solver of the adjoint equation, settings bound by `functools.partial`.
         linearize_at: where the backward pass takes the Jacobian: "z_star", as the original code,
             or "f_z_star", one evaluation closer to the equilibrium.
-        unconverged: what becomes of a sample whose adjoint solve ended farther from a solution
-            than it began, with a residual over |dloss/dz|: "keep" uses it all the same, "damped"
-            puts five terms of the damped Neumann series in its place, "cap" limits it to ten times
-            |dloss/dz|. Where there is no such sample nothing is computed; `stats` tells of the
-            solve in any case. The linear equations of higher derivatives are treated alike.
+        unconverged: treatment of a sample whose adjoint solve ended farther from a solution than
+            it began, with a residual over |dloss/dz|. "keep" uses its u as it is. "damped" replaces
+            it with five terms of the damped Neumann series. "cap" limits its norm to ten times
+            |dloss/dz|. Without such a sample nothing is computed. `backward_stats` reports the
+            solve itself in any case. Higher derivatives follow the same rule.
 
     Returns:
         f(params, z*, x).

@@ -1,4 +1,4 @@
-"""What gradients that bring their own forward iteration share: limits and the report of the run."""
+"""Limits and report of a forward iteration that belongs to a gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ def check_iteration(steps: int, tol: float, stop_mode: str) -> None:
     """Refuses settings out of range.
 
     Raises:
-        ValueError, TypeError: as said.
+        ValueError: a setting is out of range.
+        TypeError: `steps` is not an integer.
     """
     check_count("steps, the number of iterations,", steps)
     if not tol >= 0:
@@ -22,7 +23,7 @@ def check_iteration(steps: int, tol: float, stop_mode: str) -> None:
 
 
 def step_limit(steps: int, step_budget: int | jax.Array | None) -> int | jax.Array:
-    """How many of `steps` iterations to run: at most `step_budget`, at least one."""
+    """The number of iterations to run: at most `steps` and `step_budget`, at least one."""
     if step_budget is None:
         return steps
     if isinstance(step_budget, int):
@@ -32,8 +33,8 @@ def step_limit(steps: int, step_budget: int | jax.Array | None) -> int | jax.Arr
 
 def residuals(z: PyTree, fz: PyTree) -> tuple[jax.Array, jax.Array]:
     """Absolute and relative residual of each sample, `[B]`, without a derivative."""
-    flat, image = jax.lax.stop_gradient((ravel_batch(z)[0], ravel_batch(fz)[0]))
-    abs_residual, rel_residual, _ = norms.residuals(flat, image)
+    flat_z, flat_fz = jax.lax.stop_gradient((ravel_batch(z)[0], ravel_batch(fz)[0]))
+    abs_residual, rel_residual, _ = norms.residuals(flat_z, flat_fz)
     return abs_residual, rel_residual
 
 
@@ -46,14 +47,14 @@ def report(
     tol: float,
     stop_mode: str,
 ) -> Solution:
-    """A solver's report of an iteration that ran `limit` steps and ended at `z`.
+    """The report of an iteration that ran `limit` steps and last evaluated f at `z`.
 
     Args:
-        z: state, leaves `[B, ...]`, of which the last filled rows of the traces are.
+        z: state, leaves `[B, ...]`, whose residuals are in the last filled row of the traces.
         traces: `[steps, B]` absolute and relative residuals, filled up to row `limit`.
-        limit: iterations made.
+        limit: number of iterations.
         nfe: evaluations of f.
-        tol: a sample whose last residual is under this is said to be CONVERGED.
+        tol: a sample whose last residual is under this is CONVERGED.
         stop_mode: which residual counts, "rel" or "abs".
     """
     used = (jnp.arange(traces[0].shape[0]) < limit)[:, None]

@@ -1,4 +1,4 @@
-"""Size of the Jacobian J = df/dz at a state: a regulariser and a measurement."""
+"""The size of the Jacobian J = df/dz at a state, as a regulariser and as a measurement."""
 
 from functools import partial
 from typing import NamedTuple
@@ -39,19 +39,19 @@ def jacobian_loss(
         params: parameters of the cell.
         x: input injection.
         z: state, leaves `[B, ...]`, usually the equilibrium; by default a problem's `z0`.
-        key: random key of the probes, or `[B]` of them, one a sample; not needed if `probe` is
-            given.
-        probe: one probe v like `z`, in the place of random ones.
-        num_probes: how many random probes are averaged.
+        key: random key of the probes, or `[B]` keys, one a sample; not used with `probe`.
+        probe: one probe v like `z`, instead of random ones.
+        num_probes: number of random probes to average.
 
     Returns:
         A scalar.
 
     Raises:
         ValueError: neither or both of `key` and `probe` are given, or `num_probes` is below 1.
+        TypeError: a cell without a state, or a problem together with `params` or `x`.
     """
     if (key is None) == (probe is None):
-        raise ValueError("Give either a random `key` or a `probe`, and not both.")
+        raise ValueError("Give either a random key or a probe, not both.")
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1; got {num_probes}.")
     problem = problem_at(f, params, x, z)
@@ -64,13 +64,13 @@ def jacobian_loss(
     def add(total, index):
         return total + jnp.sum(jnp.square(product(_normal(_fold_in(key, index), flat)))), None
 
-    # One probe after another, so that neither memory nor compiling grows with their number.
+    # One probe after another: neither memory nor compilation grows with their number.
     total, _ = lax.scan(jax.checkpoint(add), jnp.zeros((), flat.dtype), jnp.arange(num_probes))
     return total / (num_probes * flat.size)
 
 
 def _normal(key: jax.Array, like: jax.Array) -> jax.Array:
-    """N(0, I) like `[B, D]`, by one key or by one a sample."""
+    """N(0, I) like `[B, D]`, from one key or from one a sample."""
     if key.ndim == 0:
         return jax.random.normal(key, like.shape, like.dtype)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)
@@ -86,13 +86,12 @@ class SpectralRadius(NamedTuple):
 
     Attributes:
         radius: `[B]` |Rayleigh quotient| after the last step, the original's estimate.
-        growth: `[B]` geometric mean of |v^T J| / |v| over the second half of the steps; also
-            right where the dominant eigenvalues are a complex pair, for which `radius` oscillates.
-        residual: `[B]` |v^T J - radius v| / |v^T J| after the last step: near zero once v is an
-            eigenvector, so that `radius` can be trusted; for a complex pair it is not, and near
-            one where that turns v by a right angle.
-        vector: `[B, D]` the unit vector v, flat, that the iteration ended with: the dominant left
-            eigenvector, or a vector of the plane of a complex pair.
+        growth: `[B]` geometric mean of |v^T J| / |v| over the second half of the steps. It is also
+            correct for a dominant complex pair of eigenvalues, for which `radius` oscillates.
+        residual: `[B]` |v^T J - radius v| / |v^T J| after the last step. It is near zero once v is
+            an eigenvector, which makes `radius` valid. It stays large for a complex pair.
+        vector: `[B, D]` unit vector v after the last step, flat: the dominant left eigenvector, or
+            a vector in the plane of a complex pair.
     """
 
     radius: jax.Array
@@ -118,21 +117,22 @@ def spectral_radius(
         x: input injection.
         z: state, leaves `[B, ...]`, usually the equilibrium; by default a problem's `z0`.
         key: random key of the start.
-        num_steps: products with J; the original takes 75 to 400.
+        num_steps: number of products with J; the original takes 75 to 400.
 
     Raises:
         ValueError: `num_steps` is below 2.
+        TypeError: a cell without a state, or a problem together with `params` or `x`.
     """
     if num_steps < 2:
         raise ValueError(f"num_steps must be at least 2; got {num_steps}.")
     flat, product = _left_product(problem_at(f, params, x, z))
 
     def step(v, _):
-        image = product(v)
-        size = safe_norm(image)
-        quotient = jnp.sum(image * v, axis=1)  # |v| = 1
-        residual = safe_norm(image - quotient[:, None] * v) / jnp.maximum(size, 1e-30)
-        direction = image / jnp.maximum(size, 1e-30)[:, None]
+        vj = product(v)
+        size = safe_norm(vj)
+        quotient = jnp.sum(vj * v, axis=1)  # |v| = 1
+        residual = safe_norm(vj - quotient[:, None] * v) / jnp.maximum(size, 1e-30)
+        direction = vj / jnp.maximum(size, 1e-30)[:, None]
         return direction, (jnp.abs(quotient), jnp.log(jnp.maximum(size, 1e-30)), residual)
 
     start = jax.random.normal(key, flat.shape, flat.dtype)

@@ -1,4 +1,4 @@
-"""Gradients that put a few terms in the place of the adjoint solve.
+"""Gradients that replace the adjoint solve with a few terms of a series.
 
 `phantom` and `neumann`: Geng, Zhang, Bai, Wang, Lin 2021 (2111.05177), sections 3.1 and 3.2.
 `one_step`, also called Jacobian-free: Fung et al. 2021 (2103.12803).
@@ -35,7 +35,7 @@ def phantom(
     steps: int = 5,
     tau: float = 0.5,
 ) -> PyTree:
-    """`steps` damped applications z <- (1 - tau) z + tau f(z) from z*, differentiated plainly.
+    """`steps` damped applications z <- (1 - tau) z + tau f(z) from z*, with their own gradient.
 
     Args:
         f: cell, `f(params, z, x) -> z`.
@@ -71,7 +71,7 @@ def one_step(
 
 
 def series(product, cotangent: PyTree, *, steps: int, tau: float) -> tuple[PyTree, BackwardStats]:
-    """u_k = tau sum_{i<k} (1 - tau + tau J^T)^i g, as damped iteration of the adjoint equation.
+    """u_k = tau sum_{i<k} (1 - tau + tau J^T)^i g, by damped iteration of the adjoint equation.
 
     Args:
         product: u -> J^T u.
@@ -80,15 +80,15 @@ def series(product, cotangent: PyTree, *, steps: int, tau: float) -> tuple[PyTre
         tau: damping.
 
     Returns:
-        u_k, like `cotangent`, and the statistics: the residual is that of u_{k-1}.
+        u_k, like `cotangent`, and the statistics, whose residual is that of u_{k-1}.
     """
     flat, unravel = ravel_batch(cotangent)
 
     def term(_, carry):
         u, _ = carry
-        image = ravel_batch(product(unravel(u)))[0] + flat
-        _, rel_residual, _ = residuals(u, image)
-        return (1 - tau) * u + tau * image, rel_residual
+        fu = ravel_batch(product(unravel(u)))[0] + flat
+        _, rel_residual, _ = residuals(u, fu)
+        return (1 - tau) * u + tau * fu, rel_residual
 
     u, rel_residual = lax.fori_loop(1, steps, term, (tau * flat, jnp.ones_like(flat[:, 0])))
     per_sample = jnp.ones(flat.shape[0], jnp.float32)
@@ -117,11 +117,11 @@ def neumann(
 ) -> PyTree:
     """f(params, z*, x), whose gradient uses `steps` terms of a damped Neumann series.
 
-    u = tau * sum_{i < steps} (1 - tau + tau J^T)^i dloss/dz in the place of the adjoint solution.
-    The first order of `phantom` at z*, at the memory of `ift`.
+    u = tau * sum_{i < steps} (1 - tau + tau J^T)^i dloss/dz replaces the adjoint solution. This is
+    `phantom` to first order at z*, with the memory of `ift`.
 
-    Arguments and errors as for `phantom`; `stats` receives the residual of the adjoint equation
-    at the sum of the first `steps - 1` terms.
+    Arguments and errors as for `phantom`; `backward_stats` receives the residual of the adjoint
+    equation at the sum of the first `steps - 1` terms.
     """
     _check(steps, tau)
     adjoint = partial(_adjoint, steps=steps, tau=tau)

@@ -4,11 +4,11 @@ McCallum, Arora, Foster 2025 (2509.12917). Two states are relaxed in turn,
 
     y_{n+1} = (1 - beta) y_n + beta f(z_n),    z_{n+1} = (1 - beta) z_n + beta f(y_{n+1}),
 
-both from z0, and both tend to the equilibrium. Each line can be solved for its old state,
+both from z0, and both converge to the equilibrium. Each line can be solved for its old state,
 
     z_n = (z_{n+1} - beta f(y_{n+1})) / (1 - beta),    y_n = (y_{n+1} - beta f(z_n)) / (1 - beta),
 
-so that the backward pass rebuilds the iterates from the last ones instead of keeping them.
+so the backward pass rebuilds the iterates from the last ones instead of keeping them.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ from mdeq_jax.solvers import Solution, Status
 from mdeq_jax.solvers.norms import relative, safe_norms
 from mdeq_jax.tree import PyTree, ravel_batch
 
-DRIFT_TOL = 1e-2  # above this the start that the backward pass arrives at is called wrong
+DRIFT_TOL = 1e-2  # largest relative distance of the rebuilt start from z0 that counts as correct
 
 
 def reversible(
@@ -43,11 +43,11 @@ def reversible(
 ) -> tuple[PyTree, Solution]:
     """`steps` reversible steps from z0, whose exact gradient needs the memory of one of them.
 
-    It brings its own forward iteration, without a solver. Every division by 1 - beta multiplies
-    the rounding error of the states that are rebuilt, so it grows like |1 - beta|^-steps: in
-    float32 24 bits last for about 24 steps at beta = 0.5, and for 10 at 0.8. The backward pass
-    ends at the start, which is known, and says in `stats` how far from it it ended. Reverse mode
-    of first order only.
+    It brings its own forward iteration, without a solver. Every division by 1 - beta amplifies the
+    rounding error of the rebuilt states, which grows like |1 - beta|^-steps. The 24 bits of float32
+    suffice for about 24 steps at beta = 0.5, and for 10 at 0.8. The backward pass ends at the
+    start, which is known, and reports its distance from it in `backward_stats`. It supports reverse
+    mode of first order only.
 
     Args:
         f: cell, `f(params, z, x) -> z`; must not close over values that are being differentiated.
@@ -58,16 +58,17 @@ def reversible(
             start from z0 over the norm of the last state. `status` is DIVERGED where that is over
             0.01.
         steps: steps, of two evaluations of f each.
-        beta: relaxation, in (0, 2) but not 1, where a step forgets what it came from.
+        beta: relaxation, in (0, 2) but not 1, at which a step cannot be undone.
         tol: a sample whose residual ends under this counts as CONVERGED; all steps are made.
-        stop_mode: which residual that is, "rel" or "abs".
+        stop_mode: the residual that counts, "rel" or "abs".
         step_budget: makes fewer steps, at least one; may be traced (no recompilation).
 
     Returns:
-        The last z, and the report of the last y, which f was last evaluated at.
+        The last z, and the report of the last y, where f was last evaluated.
 
     Raises:
-        ValueError, TypeError: an argument out of range.
+        ValueError: an argument is out of range.
+        TypeError: `steps` is not an integer.
         NotImplementedError: the gradient is differentiated.
     """
     check_iteration(steps, tol, stop_mode)
@@ -81,12 +82,12 @@ def reversible(
     return z, report(y, traces, limit, nfe=2 * limit, tol=tol, stop_mode=stop_mode)
 
 
-def _relax(beta, old, image):
-    return jax.tree.map(lambda a, b: (1 - beta) * a + beta * b, old, image)
+def _relax(beta, old, value):
+    return jax.tree.map(lambda a, b: (1 - beta) * a + beta * b, old, value)
 
 
-def _unrelax(beta, new, image):
-    return jax.tree.map(lambda a, b: (a - beta * b) / (1 - beta), new, image)
+def _unrelax(beta, new, value):
+    return jax.tree.map(lambda a, b: (a - beta * b) / (1 - beta), new, value)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -96,10 +97,10 @@ def _iterate(f, beta, steps, params, x, z0, limit, backward_stats):
     def step(n, carry):
         y, z, abs_trace, rel_trace = carry
         y = _relax(beta, y, f(params, z, x))
-        image = f(params, y, x)
-        absolute, relative = residuals(y, image)
+        fy = f(params, y, x)
+        absolute, relative = residuals(y, fy)
         traces = abs_trace.at[n].set(absolute), rel_trace.at[n].set(relative)
-        return y, _relax(beta, z, image), *traces
+        return y, _relax(beta, z, fy), *traces
 
     flat, _ = ravel_batch(z0)
     empty = jnp.zeros((steps, flat.shape[0]), flat.dtype)
@@ -124,13 +125,13 @@ def _backward(f, beta, steps, saved, cotangents):
         return f(params, z, x)
 
     def back(args):
-        """Undoes new = (1 - beta) old + beta f(at): old, and what the cotangents become."""
+        """Undoes new = (1 - beta) old + beta f(at): gives old, and the cotangents before it."""
         new, at, d_new, d_at, d_args = args
-        image, pullback = jax.vjp(evaluate, floating, at)
+        f_at, pullback = jax.vjp(evaluate, floating, at)
         d_floating, d_point = pullback(jax.tree.map(lambda d: beta * d, d_new))
         add = partial(jax.tree.map, jnp.add)
         d_old = jax.tree.map(lambda d: (1 - beta) * d, d_new)
-        return _unrelax(beta, new, image), d_old, add(d_at, d_point), add(d_args, d_floating)
+        return _unrelax(beta, new, f_at), d_old, add(d_at, d_point), add(d_args, d_floating)
 
     def step(_, carry):
         y, z, d_y, d_z, d_args = carry
@@ -153,20 +154,20 @@ def _backward(f, beta, steps, saved, cotangents):
 
 
 def _split_floating(tree):
-    """The leaves of floating types, and a function that puts such leaves back among the rest.
+    """The leaves of floating types, and a function that puts such leaves back among the others.
 
-    Or among None, which is what the rest, masks and token numbers, have for gradients.
+    The others are masks and token ids. `rebuild(floating, rest=None)` puts None in their place,
+    which is their gradient.
     """
     leaves, treedef = jax.tree.flatten(tree)
     chosen = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
 
     def rebuild(floating, rest=leaves):
         floating, rest = iter(floating), rest or [None] * len(leaves)
-        return jax.tree.unflatten(
-            treedef, [next(floating) if own else leaf for leaf, own in zip(rest, chosen)]
-        )
+        merged = [next(floating) if take else leaf for leaf, take in zip(rest, chosen)]
+        return jax.tree.unflatten(treedef, merged)
 
-    return [leaf for leaf, own in zip(leaves, chosen) if own], rebuild
+    return [leaf for leaf, take in zip(leaves, chosen) if take], rebuild
 
 
 _iterate.defvjp(_forward, _backward)

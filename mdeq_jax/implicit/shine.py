@@ -1,12 +1,12 @@
-"""SHINE: the forward solve's inverse estimate in the place of a backward solve.
+"""SHINE: the forward solve's inverse estimate replaces the backward solve.
 
 Ramzi, Mannel, Bai, Starck, Ciuciu, Moreau 2021 (2106.00553). Broyden's forward solve ends with an
-estimate H of (J - I)^-1, and the adjoint equation's solution is u = (I - J^T)^-1 g, so that
+estimate H of (J - I)^-1. The adjoint equation's solution is u = (I - J^T)^-1 g, so the estimate
 
     u = -H^T g
 
-costs no product with the Jacobian at all. "Refined", it is where an ordinary backward solve of a
-few steps starts.
+costs no product with the Jacobian. "Refined", it is the start of an ordinary backward solve of a
+few steps.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,9 @@ def _adjoint(f, params, x, z, inverse, cotangent, *, refine_steps, unconverged, 
         u, solution = solve_linear(product, cotangent, solver, start=u)
         u = fall_back(unconverged, product, cotangent, u, solution)
         return u, BackwardStats.of(solution)
-    # The product that the residual needs is part of pulling u back to the parameters.
-    image = ravel_batch(product(u))[0] + flat
-    _, rel_residual, _ = residuals(flat_u, image)
+    # Pulling u back to the parameters computes the product that the residual needs anyway.
+    fu = ravel_batch(product(u))[0] + flat
+    _, rel_residual, _ = residuals(flat_u, fu)
     zeros = BackwardStats.zeros(flat.shape[0])
     stats = zeros._replace(
         rel_residual=rel_residual.astype(jnp.float32), status=zeros.status + Status.MAX_STEPS
@@ -58,12 +58,12 @@ def shine(
     unconverged: str = "keep",
     b_solver: Callable[..., Solution] = broyden,
 ) -> PyTree:
-    """f(params, z*, x), whose gradient takes Broyden's inverse estimate for the inverse Jacobian.
+    """f(params, z*, x), whose gradient uses Broyden's inverse estimate as the inverse Jacobian.
 
     The estimate, and with it every step of the forward solve (`max_steps` states), is kept until
-    the backward pass; the other gradients free it as soon as the equilibrium is found. How good it
-    is depends on the problem, and `stats` tells: its residual is that of the u in use. Gradients
-    of the gradient are refused.
+    the backward pass. The other gradients free it as soon as the equilibrium is found. Its quality
+    depends on the problem; `backward_stats` reports the residual of the u in use. Gradients of the
+    gradient are refused.
 
     Args:
         f: cell, `f(params, z, x) -> z`; must not close over values that are being differentiated.
@@ -71,25 +71,25 @@ def shine(
         x: input injection.
         z_star: equilibrium, leaves `[B, ...]`; it gets no gradient.
         backward_stats: see `BackwardStats`.
-        inverse: of the forward solve, `broyden(..., keep_inverse=True).inverse`; `equilibrium`
-            sees to it.
+        inverse: estimate of the forward solve, `broyden(..., keep_inverse=True).inverse`;
+            `equilibrium` supplies it.
         refine_steps: steps of a backward solve that starts from the estimate's u.
         unconverged: as for `ift`, for samples that these steps leave far from a solution.
-        b_solver: solver of these steps, settings bound by `functools.partial`; its own
-            `max_steps` is not used.
+        b_solver: solver of these steps, settings bound by `functools.partial`; `refine_steps`
+            replaces its `max_steps`.
 
     Returns:
         f(params, z*, x).
 
     Raises:
-        ValueError: `inverse` is missing, `refine_steps` is negative, or `unconverged` unknown or
-            without effect.
+        ValueError: `inverse` is missing, `refine_steps` is negative, or `unconverged` is unknown
+            or without effect.
         NotImplementedError: the gradient is differentiated.
     """
     if inverse is None:
         raise ValueError(
             "The 'shine' gradient needs the inverse estimate of a forward Broyden solve: call it "
-            "through equilibrium(..., f_solver=broyden, gradient='shine'), or hand over "
+            "through equilibrium(..., f_solver=broyden, gradient='shine'), or pass "
             "inverse=broyden(..., keep_inverse=True).inverse."
         )
     if refine_steps < 0:

@@ -1,4 +1,4 @@
-"""Plain backpropagation through a number of applications of the cell."""
+"""Backpropagation through a number of applications of the cell."""
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,11 @@ def unroll(
     stop_mode: str = "rel",
     step_budget: int | jax.Array | None = None,
 ) -> tuple[PyTree, Solution]:
-    """`steps` times z <- (1 - tau) z + tau f(z) from z0, differentiated plainly.
+    """`steps` applications z <- (1 - tau) z + tau f(z) from z0, with their exact gradient.
 
-    The weight-tied network that an equilibrium model is the limit of: it brings its own forward
-    iteration, without a solver, and its gradient is exact for what it computes. Differentiable in
-    every mode and to any order that the cell is.
+    This is the weight-tied network whose limit is the equilibrium model. It brings its own forward
+    iteration, without a solver. It supports every mode and order of differentiation that the cell
+    supports.
 
     Args:
         f: cell, `f(params, z, x) -> z`.
@@ -37,20 +37,21 @@ def unroll(
         x: input injection.
         z0: start, leaves `[B, ...]`; it gets a gradient.
         backward_stats: accepted as by `ift`; nothing is solved, so it stays zero.
-        steps: applications of f; memory grows with it, by everything that f computes.
+        steps: applications of f; each adds everything that f computes to the memory.
         tau: damping, in (0, 1].
         remat: keep only the states, and compute each application again in the backward pass
             (Chen et al. 2016, 1604.06174): memory grows by one state a step.
         tol: a sample whose residual ends under this counts as CONVERGED; all steps are made.
-        stop_mode: which residual that is, "rel" or "abs".
+        stop_mode: the residual that counts, "rel" or "abs".
         step_budget: makes fewer steps, at least one; may be traced (no recompilation).
 
     Returns:
-        The state after the last step, and the report of the one before it, which f was last
-        evaluated at; row i of its traces is of the state before step i + 1.
+        The state after the last step, and the report of the state before it, where f was last
+        evaluated. Row i of its traces belongs to the state before step i + 1.
 
     Raises:
-        ValueError, TypeError: an argument out of range.
+        ValueError: an argument is out of range.
+        TypeError: `steps` is not an integer.
     """
     check_iteration(steps, tol, stop_mode)
     if not 0 < tau <= 1:

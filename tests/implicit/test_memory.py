@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mdeq_jax.implicit import equilibrium
-from mdeq_jax.implicit.attach import frugal
+from mdeq_jax.implicit.attach import save_only_contractions
 from mdeq_jax.models.mdeq.cell import CellInput, CellSpec, MDEQCell, apply_cell, make_masks
 from mdeq_jax.solvers import broyden, fixed_point_iteration
 
@@ -38,7 +38,7 @@ def unrolled_loss(steps, params):
     return jnp.sum(z)
 
 
-def test_plain_iteration_needs_the_same_for_any_number_of_steps():
+def test_fixed_point_iteration_needs_the_same_for_any_number_of_steps():
     few, many = (
         temporary_bytes(partial(implicit_loss, partial(fixed_point_iteration, max_steps=steps)))
         for steps in (10, 200)
@@ -72,8 +72,8 @@ def test_on_gpus_the_pullback_to_parameters_holds_one_array_a_convolution(as_on_
         shapes = [leaf.shape for leaf in jax.tree.leaves(pullback) if len(leaf.shape) == 4]
         return Counter(shape for shape in shapes if shape[0] == 2)
 
-    plain, frugally = as_on_gpu(held, lambda f: f), as_on_gpu(held, frugal)
-    assert frugally[2, 8, 8, 20] == frugally[2, 4, 4, 40] == 1 < plain[2, 8, 8, 20]
+    everything, contractions = as_on_gpu(held, lambda f: f), as_on_gpu(held, save_only_contractions)
+    assert contractions[2, 8, 8, 20] == contractions[2, 4, 4, 40] == 1 < everything[2, 8, 8, 20]
     # Mask, the sum that the second norm is taken of, what is upsampled, the post-fusion's.
-    assert frugally[2, 8, 8, 4] <= 4 < plain[2, 8, 8, 4] / 2
-    assert sum(frugally.values()) < sum(plain.values()) / 2
+    assert contractions[2, 8, 8, 4] <= 4 < everything[2, 8, 8, 4] / 2
+    assert sum(contractions.values()) < sum(everything.values()) / 2

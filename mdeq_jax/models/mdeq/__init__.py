@@ -1,1 +1,1 @@
-"""Multiscale deep equilibrium models: cell, network, heads, and `build_model`."""
+"""Multiscale deep equilibrium models: cell, network, heads, and their rows among the families."""

@@ -1,9 +1,9 @@
 """The equilibrium cell of an MDEQ: residual blocks on each resolution, then fusion of all.
 
-The parameters are a Flax module, `MDEQCell`; calling it gives the cell's weights (kernels with
-their weight norm applied). The computation is the pure function `apply_cell(spec, weights, z, x)`,
-so that a solver calls it many times on weights that were made once. Source: Bai, Koltun, Kolter
-2020 (2006.08656), section 3.1 and figure 2.
+The parameters are a Flax module, `MDEQCell`. Calling it gives the cell's weights, which are the
+kernels with their weight norm applied. The computation is the pure function
+`apply_cell(spec, weights, z, x)`: a solver calls it many times on weights that are computed once.
+Source: Bai, Koltun, Kolter 2020 (2006.08656), section 3.1 and figure 2.
 """
 
 from functools import partial
@@ -28,20 +28,22 @@ Scales = tuple[jax.Array, ...]  # [B, H / 2^i, W / 2^i, channels[i]], highest re
 
 
 class CellSpec(NamedTuple):
-    """What is fixed about a cell. One entry a resolution, highest first, where it is a tuple.
+    """The static settings of a cell. Tuples have one entry a resolution, highest first.
 
     Attributes:
-        channels: width.
-        num_blocks: residual blocks.
-        big_kernels: how many of a resolution's convolutions, counted from its first, are 5x5.
+        channels: widths.
+        num_blocks: numbers of residual blocks.
+        big_kernels: numbers of 5x5 convolutions, counted from a resolution's first one.
         expansion: the first convolution of a block has `expansion` times the width.
         num_groups: groups of the group norms (half as many after the fusion).
-        weight_norm: weight-normalised blocks and post-fusion convolutions.
-        fuse_weight_norm: weight-normalised fusion convolutions too (TorchDEQ's models).
-        block_gn_affine, fuse_gn_affine, post_gn_affine: which group norms have scale and bias.
-        dropout: rate of the variational dropout in the blocks, where there are masks for it.
+        weight_norm: whether blocks and post-fusion convolutions are weight-normalised.
+        fuse_weight_norm: whether fusion convolutions are weight-normalised too (TorchDEQ).
+        block_gn_affine: whether the group norms of the blocks have scale and bias.
+        fuse_gn_affine: the same for those of the fusion.
+        post_gn_affine: the same for those after the fusion.
+        dropout: rate of the variational dropout in the blocks, if there are masks.
         dtype: type of the computation; None: that of weights and state.
-        pallas: whether group norms are kernels of our own, see `layers.group_norm`.
+        pallas: whether group norms use Pallas kernels, see `layers.group_norm`.
     """
 
     channels: tuple[int, ...]
@@ -65,12 +67,12 @@ class CellSpec(NamedTuple):
 
 
 class CellInput(NamedTuple):
-    """What a cell is conditioned on.
+    """The input injection of a cell.
 
     Attributes:
         injection: `[B, H, W, channels[0]]`, added in the first block of the highest resolution.
-        masks: what dropout keeps, one bool `[B, H_i, W_i, channels[i]]` for each block of each
-            resolution; None without dropout.
+        masks: entries that dropout keeps, a bool `[B, H_i, W_i, channels[i]]` for each block of
+            each resolution; None without dropout.
     """
 
     injection: jax.Array
@@ -103,18 +105,18 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self):
-        c, wide, spec = self.channels, self.channels * self.spec.expansion, self.spec
+        c, hidden, spec = self.channels, self.channels * self.spec.expansion, self.spec
         return {
-            "conv1": ConvKernel(self.sizes[0], c, wide, spec.weight_norm, name="conv1")(),
-            "norm1": Affine(wide, spec.block_gn_affine, name="norm1")(),
-            "conv2": ConvKernel(self.sizes[1], wide, c, spec.weight_norm, name="conv2")(),
+            "conv1": ConvKernel(self.sizes[0], c, hidden, spec.weight_norm, name="conv1")(),
+            "norm1": Affine(hidden, spec.block_gn_affine, name="norm1")(),
+            "conv2": ConvKernel(self.sizes[1], hidden, c, spec.weight_norm, name="conv2")(),
             "norm2": Affine(c, spec.block_gn_affine, name="norm2")(),
             "norm3": Affine(c, spec.block_gn_affine, name="norm3")(),
         }
 
 
 class MDEQCell(nn.Module):
-    """Parameters of the cell; calling it gives the weights that `apply_cell` takes."""
+    """The parameters of the cell; calling it gives the weights that `apply_cell` takes."""
 
     spec: CellSpec
 
@@ -178,13 +180,13 @@ def _block(spec, weights, z, injection, mask):
         y = dropout(y, mask, spec.dropout)
     if injection is not None:
         y = y + injection
-    y = checkpoint_name(y, "norm2_input")  # held for backward passes, in the convolution's place
+    y = checkpoint_name(y, "norm2_input")  # saved for backward passes instead of the convolution
     y = norm(y, affine=weights["norm2"], residual=z, relu=True)
     return norm(y, affine=weights["norm3"])
 
 
 def _fuse(spec, weights, y, i, j):
-    """What scale j sends to scale i."""
+    """The contribution of scale j to scale i."""
     norm = partial(group_norm, num_groups=spec.num_groups, pallas=spec.pallas)
     if i == j:
         return y
@@ -204,8 +206,8 @@ def apply_cell(spec: CellSpec, weights: dict, z: Scales, x: CellInput) -> Scales
     """One application of the cell, z <- f(z; x).
 
     Args:
-        spec: of the cell.
-        weights: as `MDEQCell` gives them.
+        spec: static settings of the cell.
+        weights: output of `MDEQCell`.
         z: state, one `[B, H / 2^i, W / 2^i, channels[i]]` a resolution.
         x: injection and dropout masks.
 

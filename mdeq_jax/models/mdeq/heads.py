@@ -1,4 +1,4 @@
-"""Everything of an MDEQ that is not the equilibrium: stem, input injection, and the two heads."""
+"""The parts of an MDEQ outside the equilibrium: stem with input injection, and the two heads."""
 
 import flax.linen as nn
 import jax
@@ -29,9 +29,10 @@ class _ConvBNReLU(nn.Module):
 class Stem(nn.Module):
     """Image to input injection: `[B, H, W, 3]` to `[B, H / 2^d, W / 2^d, features]`.
 
-    Two or more 3x3 convolutions, of stride 2 for the first d = `downsample_times`, and, if
-    `inject`, the 1x1 transform that the original calls stage 0. The backward pass computes it
-    again: its activations, at the highest resolution, would lie in memory during both solves.
+    It has two or more 3x3 convolutions, of which the first d = `downsample_times` have stride 2.
+    With `inject`, the 1x1 transform that the original calls stage 0 follows. The backward pass
+    computes the stem again, because its activations, at the highest resolution, would stay in
+    memory during both solves.
     """
 
     features: int
@@ -60,7 +61,7 @@ class Stem(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 to four times `width`; the inner batch norms have no scale and bias."""
+    """Convolutions 1x1, 3x3, and 1x1 to four times `width`; their batch norms are not affine."""
 
     width: int
     norm: BatchNorm
@@ -84,8 +85,8 @@ class _Bottleneck(nn.Module):
 class ClassificationHead(nn.Module):
     """Scales to class logits `[B, num_classes]`.
 
-    Every resolution through a bottleneck, from high to low each downsampled and added to the
-    next; then 1x1 convolution, mean over space, linear.
+    Every resolution passes through a bottleneck. From high to low, each is downsampled and added to
+    the next. A 1x1 convolution, the mean over space and a linear layer follow.
     """
 
     head_channels: tuple[int, ...]

@@ -21,14 +21,15 @@ class MDEQ(nn.Module):
     """Multiscale deep equilibrium model (Bai, Koltun, Kolter 2020, 2006.08656).
 
     Attributes:
-        stem: image to input injection.
+        stem: module from image to input injection.
         cell: parameters of the equilibrium cell.
-        head: equilibrium to logits.
+        head: module from equilibrium to logits.
         f_solver: forward solver, settings bound.
         gradient: one of `mdeq_jax.implicit.GRADIENTS`, settings bound.
-        downsample_times: how often the stem halves the image.
+        downsample_times: number of times that the stem halves the image.
 
-    With `config.train.sync_batch_norm` training mode works only inside `pmap`, axis "batch".
+    With `config.train.sync_batch_norm` training mode works only under the batch axis of
+    `mdeq_jax.parallel`.
     """
 
     stem: Stem
@@ -71,7 +72,7 @@ class MDEQ(nn.Module):
         if layers is not None and layers < 1:
             raise ValueError(f"plain_layers must be at least 1, or None; got {layers}.")
         if self.is_initializing():
-            layers = 1  # every parameter is made outside the equilibrium
+            layers = 1  # so that every parameter is created outside the solver
 
         problem = self._problem(images, z0, forward.first_sample, train=train)
         if layers is None:
@@ -141,7 +142,7 @@ class MDEQ(nn.Module):
         return self.head(z, train=train)
 
     def inject(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """The input injection `[B, H_0, W_0, channels[0]]` of the highest resolution."""
+        """The input injection of the highest resolution, `[B, H_0, W_0, channels[0]]`."""
         return self.stem(images, train=train)
 
     def cell_weights(self) -> dict:
