@@ -8,7 +8,6 @@ and only by `pytest -m gpu`.
 """
 
 import os
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ from mdeq_jax.data.sets.cifar10 import MEAN, STD
 from mdeq_jax.engine.state import build_optimizer, init_state
 from mdeq_jax.engine.step import make_train_step
 from mdeq_jax.implicit import jacobian_loss
-from mdeq_jax.models import CellInput, apply_cell, build_model
+from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices
 from mdeq_jax.solvers import anderson, broyden
 from mdeq_jax.tasks import build_task
@@ -86,15 +85,14 @@ def test_original_figures(name, variant):
     variables = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), variables)
     model, reference = build_model(config), np.load(path / f"{name}.npz")
     network = Network(config, model, variables, reference, np.float32, 1e-4)
-    f = partial(apply_cell, model.cell.spec)
 
-    def run(variables, images, loss_weights, z, z_star, probe, first_injection):
-        x = CellInput(model.apply(variables, images, method="inject"))
-        weights = model.apply(variables, method="cell_weights")
-        z0, unravel = ravel_batch(model.zero_state(first_injection))
+    def run(variables, images, loss_weights, z, z_star, probe):
+        problem = model.fixed_point_problem(variables, images)
+        first = model.fixed_point_problem(variables, images[:1])
+        z0, unravel = ravel_batch(first.z0)
 
         def alone(z):
-            return ravel_batch(f(weights, unravel(z), CellInput(first_injection)))[0]
+            return ravel_batch(first.evaluate(unravel(z)))[0]
 
         def loss(params):
             out = model.apply({**variables, "params": params}, images)
@@ -102,17 +100,17 @@ def test_original_figures(name, variant):
 
         kernels = model.cell.spec.pallas
         return {
-            "injection": x.injection,
-            "cell": f(weights, z, x),
-            "jacobian": jacobian_loss(f, weights, x, z_star, probe=probe),
+            "injection": problem.x.injection,
+            "cell": problem.evaluate(z),
+            "jacobian": jacobian_loss(problem, z=z_star, probe=probe),
             "broyden": broyden(alone, z0, max_steps=16, tol=0.0, pallas=kernels).rel_trace,
             "anderson": anderson(alone, z0, max_steps=15, tol=0.0, scale_lam=False).rel_trace,
             "solved": jax.value_and_grad(loss, has_aux=True)(variables["params"]),
         }
 
-    images, injection = network.array("x"), network.array("injection")
+    images = network.array("x")
     states = (network.scales(kind) for kind in ("z", "z_star", "jac_v"))
-    arguments = (variables, images, network.array("loss_weights"), *states, injection[:1])
+    arguments = (variables, images, network.array("loss_weights"), *states)
     for result in twice(run, options, *arguments):
         network.assert_close(result["injection"], "injection")
         for i, z in enumerate(result["cell"]):

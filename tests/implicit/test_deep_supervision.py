@@ -121,5 +121,5 @@ def test_bad_arguments():
         correction_weights("linear", 3, 2)
     with pytest.raises(ValueError, match="has no effect on constant weights"):
         correction_weights("constant", 3, 0.5)
-    with pytest.raises(ValueError, match="one weight a loss"):
+    with pytest.raises(ValueError, match="Each loss needs one weight"):
         fixed_point_correction(jnp.ones(3), np.ones(2))

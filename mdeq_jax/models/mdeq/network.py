@@ -62,7 +62,6 @@ class MDEQ(nn.Module):
         Raises:
             ValueError: an image size that the scales do not divide, or `plain_layers` below 1.
         """
-        check_image_size(images.shape, self.downsample_times, self.cell.spec.num_scales)
         forward = ForwardOptions() if forward is None else forward
         if plain_layers is not None:
             forward = forward._replace(pretraining_layers=plain_layers)
@@ -74,7 +73,7 @@ class MDEQ(nn.Module):
         if self.is_initializing():
             layers = 1  # so that every parameter is created outside the solver
 
-        problem = self._problem(images, z0, forward.first_sample, train=train)
+        problem = self.problem(images, train=train, z0=z0, first_sample=forward.first_sample)
         if layers is None:
             z, solution = self.solve(
                 problem, step_budget=forward.step_budget, backward_stats=forward.backward_stats
@@ -87,11 +86,19 @@ class MDEQ(nn.Module):
         jacobian = self._jacobian_loss(problem, solved, forward)
         return ModelOutput(self.read_out(z, train=train), solution, z, jacobian)
 
-    def _problem(self, images, z0, first_sample, *, train: bool) -> FixedPointProblem:
-        """The problem of one forward pass, with dropout masks in training."""
-        injection = self.inject(images, train=train)
+    def problem(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        z0: Scales | None = None,
+        first_sample: int | jax.Array = 0,
+    ) -> FixedPointProblem:
+        """The problem of one forward pass; arguments and errors as for the pass."""
+        check_image_size(images.shape, self.downsample_times, self.cell.spec.num_scales)
+        injection = self.stem(images, train=train)
         weights = self.cell()
-        start = self.zero_state(injection) if z0 is None else z0
+        start = self._zero_state(injection) if z0 is None else z0
         masks = None
         if train and self.cell.spec.dropout > 0:
             keys = sample_keys(self.make_rng("dropout"), first_sample, images.shape[0])
@@ -114,10 +121,7 @@ class MDEQ(nn.Module):
     @nn.nowrap
     def fixed_point_problem(self, variables: dict, images: jax.Array) -> FixedPointProblem:
         """The problem that evaluation mode solves for `[B, H, W, 3]` normalised images."""
-        injection = self.apply(variables, images, method="inject")
-        weights = self.apply(variables, method="cell_weights")
-        f = partial(apply_cell, self.cell.spec)
-        return FixedPointProblem(f, weights, CellInput(injection), self.zero_state(injection))
+        return self.apply(variables, images, method="problem")
 
     @nn.nowrap
     def solve(
@@ -141,16 +145,8 @@ class MDEQ(nn.Module):
         """The logits of a state."""
         return self.head(z, train=train)
 
-    def inject(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """The input injection of the highest resolution, `[B, H_0, W_0, channels[0]]`."""
-        return self.stem(images, train=train)
-
-    def cell_weights(self) -> dict:
-        """The weights that `apply_cell` takes."""
-        return self.cell()
-
     @nn.nowrap
-    def zero_state(self, injection: jax.Array) -> Scales:
+    def _zero_state(self, injection: jax.Array) -> Scales:
         """A state of zeros, in float32 or the injection's type if that is wider."""
         batch, height, width, _ = injection.shape
         dtype = jnp.promote_types(injection.dtype, jnp.float32)

@@ -1,5 +1,3 @@
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,8 +139,8 @@ def test_bfloat16_computes_in_bfloat16_and_solves_in_float32(small_config):
     out = jax.jit(half.apply)(variables, images)
     assert out.logits.dtype == out.solution.z.dtype == jnp.float32
     assert all(z.dtype == jnp.float32 for z in out.z_star)
-    inject = partial(half.apply, method="inject")
-    assert jax.eval_shape(inject, variables, images).dtype == jnp.bfloat16
+    injection = jax.eval_shape(lambda: half.fixed_point_problem(variables, images).x.injection)
+    assert injection.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert 0 < jnp.abs(out.logits - expected.logits).max() < 0.2
 
