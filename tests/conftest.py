@@ -1,4 +1,4 @@
-"""Settings for every test: strict ranks, a compilation cache, float64 where a test asks for it."""
+"""Settings and fixtures of all tests: strict ranks, a compilation cache, optional float64."""
 
 import os
 import subprocess
@@ -22,8 +22,9 @@ import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from configs import digits
+from configs import default, digits
 from mdeq_jax import hardware
+from tests.helpers.synthetic_images import encode, picture, write
 from tests.helpers.tiny import TINY, override
 
 REPOSITORY = Path(__file__).parent.parent
@@ -121,3 +122,26 @@ def run_script():
 
     run.command, run.environment, run.root = command, environment, REPOSITORY
     return run
+
+
+@pytest.fixture
+def data_config():
+    """Returns `config.data` with the given fields changed."""
+
+    def make(**fields):
+        config = default.get_config().lock().data
+        config.update(fields)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A small image folder: 3 classes, 6 training and 3 validation images each."""
+    for split, count in (("train", 6), ("val", 3)):
+        for label, name in enumerate(("ant", "bee", "cow")):
+            for i in range(count):
+                image = picture(40 + i, 50 - i, seed=100 * label + i)
+                write(tmp_path / split / name / f"{i}.jpg", encode(".jpg", image))
+    return tmp_path

@@ -6,7 +6,6 @@ import pytest
 from absl import flags
 
 from configs import digits
-from tests.data.conftest import data_config, folder  # noqa: F401
 
 # One resolution: a third of the compiler's work of two.
 TINY = {

@@ -11,9 +11,9 @@ from mdeq_jax.data.vision import augment
 
 
 @pytest.fixture
-def dataset(data_config, folder):
+def dataset(data_config, image_folder):
     config = data_config(
-        name="image_folder", data_dir=str(folder), image_size=(16, 16), augment=True
+        name="image_folder", data_dir=str(image_folder), image_size=(16, 16), augment=True
     )
     return load_dataset(config)
 

@@ -1,4 +1,4 @@
-"""The trained TINY network on real CIFAR-10, from its file to what `eval.py` says."""
+"""The trained TINY network on real CIFAR-10, from its file to the metrics of `eval.py`."""
 
 import dataclasses
 import subprocess
@@ -14,14 +14,12 @@ from mdeq_jax.engine import evaluation
 from mdeq_jax.training import evaluate
 from tests.helpers.networks import load_config
 
-IMAGES = 500  # half of the reference's: what a test has time for
 
-
-@pytest.fixture(scope="module")
-def reference(reference_dir):
-    """Positions, labels and logits of the original on its test images, every other one."""
+@pytest.fixture(scope="module", params=[200, pytest.param(1000, marks=pytest.mark.slow)])
+def reference(request, reference_dir):
+    """Positions, labels and logits of the original on some or all of its 1,000 test images."""
     arrays = np.load(reference_dir / "mdeq_tiny_cifar10_logits.npz")
-    return {name: arrays[name][:: 1000 // IMAGES] for name in ("index", "labels", "logits")}
+    return {name: arrays[name][:: 1000 // request.param] for name in ("index", "labels", "logits")}
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +78,5 @@ def test_evaluation_of_the_converted_checkpoint(workdir, dataset, reference, mon
     metrics = evaluate(config, workdir)
     original = np.mean(reference["logits"].argmax(1) == reference["labels"])
     print(f"accuracy {metrics['eval/accuracy']:.4f}, the original's {original:.4f}")
-    assert metrics["eval/examples"] == IMAGES
+    assert metrics["eval/examples"] == len(reference["labels"])
     assert metrics["eval/accuracy"] == pytest.approx(original, abs=0.005)

@@ -1,4 +1,8 @@
-"""What the original computes, through the converter: float64 to 1e-6, float32 to 1e-4."""
+"""The original's figures with converted weights: float64 to 1e-6, float32 to 1e-4.
+
+The quick suite compares every figure of the two-scale network. It compares the four-scale networks
+without their solves, which take longest to compile and run; `-m slow` compares those too.
+"""
 
 from functools import partial
 
@@ -17,6 +21,16 @@ from tests.helpers.reference import Network, assert_close
 
 # Type, tolerance of the comparison, and of the solvers.
 PRECISIONS = {"float64": (np.float64, 1e-6, 1e-13), "float32": (np.float32, 1e-4, 3e-7)}
+
+
+SLOW_FOUR_SCALES = [
+    name if name == "cls_two_scales" else pytest.param(name, marks=pytest.mark.slow)
+    for name in SMALL_MODELS
+]
+# Of a test whose four-scale networks are slow.
+slow_four_scales = pytest.mark.parametrize(
+    "network", SLOW_FOUR_SCALES, indirect=True, scope="module"
+)
 
 
 @pytest.fixture(scope="module", params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
@@ -100,13 +114,13 @@ def test_jacobian_figure(network, pieces):
     network.assert_close(pieces[2], "jac_loss_for_v")
 
 
+@slow_four_scales
 def test_spectral_radius(network):
-    """Equal where the power iteration converges; else a value that the original's may take too.
+    """Equal if the power iteration converges; otherwise in the range that the original's may take.
 
-    The original tells the Rayleigh quotient of the last of 400 vectors. It starts from random
-    numbers of its own, which matters only where a complex pair of eigenvalues dominates: then the
-    vector turns in a plane for ever, and the quotient takes every value between the eigenvalues
-    of the symmetric part of J on that plane, whatever the radius is.
+    The original reports the Rayleigh quotient of the last of 400 vectors. Its random start matters
+    only if a complex pair of eigenvalues dominates. The vector then keeps turning in a plane, and
+    the quotient takes every value between the eigenvalues of the symmetric part of J on that plane.
     """
 
     @jax.jit
@@ -139,6 +153,7 @@ def test_spectral_radius(network):
         np.testing.assert_allclose(result.growth, expected, rtol=0.06)
 
 
+@slow_four_scales
 def test_logits_at_equilibrium(network, solved):
     (loss, out), _ = solved
     network.assert_close(out.logits, "logits")
@@ -148,6 +163,7 @@ def test_logits_at_equilibrium(network, solved):
     assert out.solution.rel_residual.max() < (1e-12 if network.dtype == np.float64 else 1e-6)
 
 
+@slow_four_scales
 def test_implicit_gradients(network, solved):
     network.assert_gradients_close(solved[1], "grad/")
 

@@ -1,22 +1,9 @@
-"""What the data tests share: configs, synthetic image files, the real data where they lie."""
+"""Fixtures of the data tests: synthetic image files, and the real data if they are present."""
 
 import numpy as np
 import pytest
 
-from configs import default
 from tests.helpers.synthetic_images import SHARED_DATA, encode, picture, write
-
-
-@pytest.fixture
-def data_config():
-    """Returns `config.data` with the given fields changed."""
-
-    def make(**fields):
-        config = default.get_config().lock().data
-        config.update(fields)
-        return config
-
-    return make
 
 
 def _real(name):
@@ -43,17 +30,6 @@ def imagenet_samples(tmp_path_factory):
     for split in ("train", "val"):
         (root / split).symlink_to(samples)
     return str(root)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A small image folder: 3 classes, 6 training and 3 validation images each."""
-    for split, count in (("train", 6), ("val", 3)):
-        for label, name in enumerate(("ant", "bee", "cow")):
-            for i in range(count):
-                image = picture(40 + i, 50 - i, seed=100 * label + i)
-                write(tmp_path / split / name / f"{i}.jpg", encode(".jpg", image))
-    return tmp_path
 
 
 @pytest.fixture

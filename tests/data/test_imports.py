@@ -44,8 +44,8 @@ def test_digits(tmp_path):
     run(tmp_path, "digits", "", "8")
 
 
-def test_image_folder_with_a_worker(tmp_path, folder):
-    run(tmp_path, "image_folder", str(folder), "16")
+def test_image_folder_with_a_worker(tmp_path, image_folder):
+    run(tmp_path, "image_folder", str(image_folder), "16")
 
 
 def test_cifar10(tmp_path, cifar_dir):

@@ -24,8 +24,8 @@ class Rule(NamedTuple):
 
 
 CONV = Rule(
-    lambda w: rearrange(w, "out in height width -> height width in out"),
-    lambda w: rearrange(w, "height width in out -> out in height width"),
+    lambda w: rearrange(w, "c_out c_in height width -> height width c_in c_out"),
+    lambda w: rearrange(w, "height width c_in c_out -> c_out c_in height width"),
 )
 LINEAR = Rule(lambda w: w.T, lambda w: w.T)
 GAIN = Rule(lambda g: g.reshape(-1), lambda g: g.reshape(-1, 1, 1, 1))  # weight norm's g

@@ -16,9 +16,9 @@ from mdeq_jax.data import EvalLoader, Prefetcher, TrainLoader, load_dataset
 
 
 @pytest.fixture
-def dataset(data_config, folder):
+def dataset(data_config, image_folder):
     config = data_config(
-        name="image_folder", data_dir=str(folder), image_size=(16, 16), augment=True
+        name="image_folder", data_dir=str(image_folder), image_size=(16, 16), augment=True
     )
     return load_dataset(config)
 
@@ -29,7 +29,7 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(a[name], b[name], strict=True)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_batches_do_not_depend_on_the_workers(dataset, num_workers):
     here = TrainLoader(dataset, 4, seed=5)
     there = TrainLoader(dataset, 4, seed=5, num_workers=num_workers)
@@ -61,7 +61,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("stop", "num_workers"), [(0, 0), (3, 1), (5, 2)])
-def test_a_new_process_goes_on_exactly(dataset, folder, tmp_path, stop, num_workers):
+def test_a_new_process_goes_on_exactly(dataset, image_folder, tmp_path, stop, num_workers):
 
     loader = TrainLoader(dataset, 4, seed=5)
     for _ in range(stop):
@@ -70,22 +70,22 @@ def test_a_new_process_goes_on_exactly(dataset, folder, tmp_path, stop, num_work
     expected = hashlib.sha256(next(loader)["image"].tobytes()).hexdigest()
     script = tmp_path / "resume.py"
     script.write_text(RESUME)
-    command = [sys.executable, str(script), str(folder), state, str(num_workers)]
+    command = [sys.executable, str(script), str(image_folder), state, str(num_workers)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == expected
 
 
-def test_errors_come_from_the_workers(dataset, data_config, folder):
-    path = folder / "train/ant/0.jpg"
+def test_errors_come_from_the_workers(dataset, data_config, image_folder):
+    path = image_folder / "train/ant/0.jpg"
     path.write_bytes(path.read_bytes()[:-50])
     loader = TrainLoader(dataset, 18, num_workers=2)
     with pytest.raises(ValueError, match=r"train/ant/0.jpg: truncated JPEG.*on_error='skip'"):
         next(loader)
     loader.close()
     config = data_config(
-        name="image_folder", data_dir=str(folder), image_size=(16, 16), on_error="skip"
+        name="image_folder", data_dir=str(image_folder), image_size=(16, 16), on_error="skip"
     )
     loader = TrainLoader(load_dataset(config), 18, num_workers=1)
     assert next(loader)["image"].shape == (18, 16, 16, 3)

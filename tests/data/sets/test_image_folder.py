@@ -14,9 +14,9 @@ from tests.helpers.synthetic_images import encode, picture, write
 
 
 @pytest.fixture
-def load(data_config, folder):
+def load(data_config, image_folder):
     def load(**fields):
-        fields = dict(image_size=(32, 32), data_dir=str(folder)) | fields
+        fields = dict(image_size=(32, 32), data_dir=str(image_folder)) | fields
         return load_dataset(data_config(name="image_folder", **fields))
 
     return load
@@ -31,8 +31,8 @@ def test_classes_and_labels(load):
     np.testing.assert_array_equal(batch["label"], np.repeat([0, 1, 2], 3))
 
 
-def test_evaluation_resizes_the_shorter_side_and_cuts_the_middle(load, folder):
-    image = cv2.imread(str(folder / "val/ant/0.jpg"))[..., ::-1]  # 40 x 50
+def test_evaluation_resizes_the_shorter_side_and_cuts_the_middle(load, image_folder):
+    image = cv2.imread(str(image_folder / "val/ant/0.jpg"))[..., ::-1]  # 40 x 50
     resized = cv2.resize(image, (45, 36), interpolation=cv2.INTER_AREA)  # 36 = int(32 / 0.875)
     expected = augment.normalize(resized[2:34, 6:38], IMAGENET_MEAN, IMAGENET_STD)
     np.testing.assert_array_equal(next(iter(EvalLoader(load(), 1)))["image"][0], expected)
@@ -91,9 +91,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_files_are_named_or_skipped(load, folder, kind):
+def test_bad_files_are_named_or_skipped(load, image_folder, kind):
     spoil, message = BAD[kind]
-    for path in (folder / "train/bee/2.jpg", folder / "val/bee/1.jpg"):
+    for path in (image_folder / "train/bee/2.jpg", image_folder / "val/bee/1.jpg"):
         path.write_bytes(spoil(path.read_bytes()))
     loader = TrainLoader(load(), 18)
     for _ in range(2):  # it says so each time that it is asked, rather than end
@@ -113,38 +113,40 @@ def test_bad_files_are_named_or_skipped(load, folder, kind):
     assert sum(evaluation.skipped.values()) == 1
 
 
-def test_grey_images_are_converted_where_the_config_says_so(load, folder):
+def test_grey_images_are_converted_where_the_config_says_so(load, image_folder):
     grey = picture(40, 40)[..., 0]
-    write(folder / "val/ant/0.jpg", encode(".png", grey))  # its bytes say PNG, whatever its name
+    write(
+        image_folder / "val/ant/0.jpg", encode(".png", grey)
+    )  # its bytes say PNG, whatever its name
     image = next(iter(EvalLoader(load(convert_to_rgb=True), 1)))["image"][0]
     pixels = image * IMAGENET_STD + IMAGENET_MEAN
     np.testing.assert_allclose(pixels[..., 0], pixels[..., 2], atol=1e-5)
 
 
-def test_a_file_that_is_gone(load, folder):
+def test_a_file_that_is_gone(load, image_folder):
     dataset = load()
-    (folder / "train/ant/0.jpg").unlink()
+    (image_folder / "train/ant/0.jpg").unlink()
     with pytest.raises(ValueError, match=r"train/ant/0.jpg: cannot be read \(No such file"):
         next(TrainLoader(dataset, 18))
 
 
-def test_nothing_but_bad_files(load, folder):
-    for path in folder.glob("train/*/*.jpg"):
+def test_nothing_but_bad_files(load, image_folder):
+    for path in image_folder.glob("train/*/*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="18 examples in a row cannot be used"):
         next(TrainLoader(load(on_error="skip"), 4))
 
 
-def test_folders_that_are_not_as_they_should_be(load, folder, caplog):
-    (folder / "train/dog").mkdir()
+def test_folders_that_are_not_as_they_should_be(load, image_folder, caplog):
+    (image_folder / "train/dog").mkdir()
     with pytest.raises(FileNotFoundError, match=r"train/dog has no images .*on_error='skip'"):
         load()
     assert load(on_error="skip").num_classes == 4
     assert "train/dog has no images" in caplog.text
-    (folder / "val/eel").mkdir()
+    (image_folder / "val/eel").mkdir()
     with pytest.raises(ValueError, match=r"val/eel is a class that .*train does not have"):
         load(on_error="skip")
-    shutil.rmtree(folder / "val")
+    shutil.rmtree(image_folder / "val")
     with pytest.raises(FileNotFoundError, match=r"val not found: set config\.data\.data_dir"):
         load()
     with pytest.raises(FileNotFoundError, match="data_dir is empty"):
