@@ -1,5 +1,9 @@
 """What a model is trained for: one row a task in `TASKS`, and `build_task`."""
 
+from mdeq_jax.extras import require_extra
+
+require_extra("train", "mdeq_jax.tasks", ("cv2", "matplotlib", "ml_collections", "tqdm"))
+
 from ml_collections import ConfigDict
 
 from mdeq_jax.models import MODELS
