@@ -20,6 +20,21 @@ def sum_over_devices(tree: PyTree) -> PyTree:
     return lax.psum(tree, BATCH_AXIS)
 
 
+def max_over_devices(tree: PyTree) -> PyTree:
+    """The maximum of every array over all devices."""
+    return lax.pmax(tree, BATCH_AXIS)
+
+
+def gather_over_devices(x: jax.Array) -> jax.Array:
+    """The arrays of all devices, joined along their first axis."""
+    return lax.all_gather(x, BATCH_AXIS, tiled=True)
+
+
+def num_devices() -> int:
+    """Number of devices along the batch axis."""
+    return lax.axis_size(BATCH_AXIS)
+
+
 def device_index() -> jax.Array:
     """Index of this device along the batch axis."""
     return lax.axis_index(BATCH_AXIS)

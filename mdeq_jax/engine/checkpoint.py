@@ -12,6 +12,7 @@ import contextlib
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -97,7 +98,8 @@ class Checkpoints:
         if step is None:
             return None
         args = ocp.args.Composite(score=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).score["score"]
+        restored: Any = self._manager.restore(step, args=args)
+        return restored.score["score"]
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
         """The newest state and data position.
@@ -115,7 +117,7 @@ class Checkpoints:
         }
         if like.average:
             items["average"] = ocp.args.StandardRestore(_abstract(like.average))
-        restored = self._manager.restore(self._step(None), args=ocp.args.Composite(**items))
+        restored: Any = self._manager.restore(self._step(None), args=ocp.args.Composite(**items))
         state = like.replace(
             step=restored.optimizer["step"],
             params=restored.variables["params"],

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from mdeq_jax.data import Dataset, EvalLoader, Prefetcher
 from mdeq_jax.diagnostics.spectral_radius import make_spectral_radius
 from mdeq_jax.engine.compile_time import announced
 from mdeq_jax.engine.step import make_eval_step
+from mdeq_jax.models import EquilibriumModel
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.solvers import Status
 from mdeq_jax.tasks import Task
@@ -41,7 +43,9 @@ class Evaluator:
         )
         self._step = devices.pmap(make_eval_step(model, task))
         self._compiled = False
-        self._radius = devices.pmap(make_spectral_radius(model, task, config.seed))
+        self._radius = devices.pmap(
+            make_spectral_radius(cast(EquilibriumModel, model), task, config.seed)
+        )
 
     def __call__(self, replicated_variables, step_budget: int | None = None) -> dict[str, float]:
         """Evaluates every example of the split once.

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -133,7 +134,7 @@ class TrainingRun:
                 self._collect(0 if any(due) else 1, bar)
                 bar.update()
                 if due.saves and (self._healthy or stop):
-                    self._checkpoints.save(devices.unreplicate(self._state), data_state)
+                    self._checkpoints.save(devices.unreplicate(self._state), data_state or {})
                 if stop and step < self._num_steps:
                     self._checkpoints.wait()
                     raise Interrupted(step, self._checkpoints.path, flag.received)
@@ -212,7 +213,7 @@ class TrainingRun:
             "step": step,
             "epoch": step / self._loader.steps_per_epoch,
             "phase": phase,
-            "learning_rate": float(self._rate(step - 1)),
+            "learning_rate": float(np.asarray(self._rate(step - 1))),
             **metrics,
         }
 

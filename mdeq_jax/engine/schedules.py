@@ -14,7 +14,7 @@ SCHEDULES = ("cosine", "step", "polynomial", "constant")
 _SETTINGS = {"step": ("decay_epochs", "decay_factor"), "polynomial": ("decay_power",)}
 
 
-def learning_rate(train: ConfigDict, num_steps: int) -> Callable[[jax.Array], jax.Array]:
+def learning_rate(train: ConfigDict, num_steps: int) -> optax.Schedule:
     """Learning rate of each step, linear warm-up first.
 
     All schedules but "constant" count from the end of the warm-up:

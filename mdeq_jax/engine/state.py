@@ -15,8 +15,7 @@ from mdeq_jax.tasks import Task, task_type
 OPTIMIZERS = ("adam", "sgd")
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """What a training step reads and returns.
 
     Attributes:

@@ -202,7 +202,7 @@ def _solve_report(
     if info.reports_residual:
         scalars["backward/nfe"] = adjoint.nfe
         per_sample["backward/rel_residual"] = adjoint.rel_residual
-    if info.can_fail_with(gradient):
+    if info.can_fail_with(gradient.to_dict()):
         per_sample["backward/status"] = adjoint.status
     return scalars, per_sample
 

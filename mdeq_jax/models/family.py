@@ -56,6 +56,7 @@ class EquilibriumModel(Protocol):
     """What a Flax module offers whose output is read from a fixed point."""
 
     gradient: Callable[..., PyTree]
+    apply: Callable[..., Any]  # of `flax.linen.Module`
 
     def fixed_point_problem(self, variables: dict, inputs: Any) -> FixedPointProblem:
         """The problem that the model solves in evaluation mode; no dropout."""

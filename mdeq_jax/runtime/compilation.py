@@ -17,7 +17,8 @@ def choose_convolutions() -> None:
     mention YNNPACK already are left as they are.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__ == "0.10.2" and _YNNPACK not in flags:
+    version = jaxlib.__version__  # pyright: ignore[reportPrivateImportUsage]
+    if version == "0.10.2" and _YNNPACK not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}=-individual_convolution".lstrip()
 
 
@@ -35,7 +36,7 @@ def keep_compiled_programs(keep: bool = True) -> Path | None:
     if not keep:  # whichever folder was chosen
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if chosen:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

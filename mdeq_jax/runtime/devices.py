@@ -5,11 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdeq_jax.data import shard_batch
-from mdeq_jax.parallel import BATCH_AXIS
+from mdeq_jax.parallel import BATCH_AXIS, max_over_devices
 
 
 def pmap(step: Callable, *, static_argnums=(), donate_argnums=()) -> Callable:
@@ -69,7 +68,7 @@ class Agreement:
     """
 
     def __init__(self):
-        self._any = pmap(lambda flag: lax.pmax(flag, BATCH_AXIS))
+        self._any = pmap(max_over_devices)
         self._before = None
 
     def __call__(self, flag: bool) -> bool:

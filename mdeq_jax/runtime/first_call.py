@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -40,15 +41,15 @@ def first_call(
         log(f"Compiling {what}: about {estimate_s:.0f} s, estimated from the size of the model.")
     else:
         log(f"Preparing {what}: the same took {last:.0f} s last time.")
-    before, start = _events().copy(), time.perf_counter()
+    before, start = dict(_events()), time.perf_counter()
     yield
     seconds = time.perf_counter() - start
-    counts = _events() - before
+    counts = {name: _events()[name] - before.get(name, 0) for name in (_HITS, _WRITTEN, _SAVED)}
     log(_explain(what, seconds, counts))
     _remember(key, seconds)
 
 
-def _explain(what: str, seconds: float, counts: collections.Counter) -> str:
+def _explain(what: str, seconds: float, counts: dict[str, float]) -> str:
     folder = cache_folder()
     if folder is None:
         return f"Compiled {what} in {seconds:.0f} s. Nothing is kept: the compilation cache is off."
@@ -65,21 +66,22 @@ def _explain(what: str, seconds: float, counts: collections.Counter) -> str:
 
 def cache_folder() -> Path | None:
     """The folder of JAX's persistent compilation cache; None if it is off."""
-    folder = jax.config.jax_compilation_cache_dir
-    return Path(folder) if folder and jax.config.jax_enable_compilation_cache else None
+    config: Any = jax.config
+    folder = config.jax_compilation_cache_dir
+    return Path(folder) if folder and config.jax_enable_compilation_cache else None
 
 
 @functools.cache
-def _events() -> collections.Counter:
+def _events() -> dict[str, float]:
     """Counts of JAX's cache events and sums of their durations, from the first call on."""
-    events = collections.Counter()
+    events: dict[str, float] = collections.defaultdict(float)
 
     def count(event: str, **_) -> None:
         events[event] += 1
 
-    def add(event: str, duration: float, **_) -> None:
+    def add(event: str, duration_secs: float, **_) -> None:
         if event == _SAVED:
-            events[event] += duration
+            events[event] += duration_secs
 
     jax.monitoring.register_event_listener(count)
     jax.monitoring.register_event_duration_secs_listener(add)

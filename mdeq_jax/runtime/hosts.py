@@ -27,12 +27,11 @@ def initialize_distributed(
     Raises:
         ValueError: only some of the three are given, or they do not fit each other.
     """
-    given = (coordinator, num_processes, process_id)
-    if all(value is None for value in given):
+    if coordinator is None and num_processes is None and process_id is None:
         if started_by_cluster(os.environ):
             jax.distributed.initialize()
         return
-    if any(value is None for value in given):
+    if coordinator is None or num_processes is None or process_id is None:
         raise ValueError(
             "coordinator, num_processes and process_id belong together; got "
             f"{coordinator!r}, {num_processes} and {process_id}. Give all three on every host, or "

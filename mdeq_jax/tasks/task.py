@@ -154,7 +154,8 @@ class Task(abc.ABC):
         self, model: nn.Module, variables: dict, inputs: Any, step_budget: jax.Array | None = None
     ) -> ModelOutput:
         """The forward pass of evaluation."""
-        return model.apply(variables, inputs, forward=ForwardOptions(step_budget=step_budget))
+        out: Any = model.apply(variables, inputs, forward=ForwardOptions(step_budget=step_budget))
+        return out
 
     def to_network_input(self, inputs: Any) -> Any:
         """Inputs as one forward pass of the network takes them in evaluation."""

@@ -4,6 +4,9 @@ Everything here is a pure function of (model, variables, images), which the call
 Resizing aligns corners both ways, as the network's own does, so nothing shifts between scales.
 """
 
+from functools import reduce
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,13 +21,18 @@ from mdeq_jax.tasks.segmentation.settings import InferenceSettings
 from mdeq_jax.tree import PyTree, ravel_batch
 
 
+def size_of(images: jax.Array) -> tuple[int, int]:
+    """Height and width of `[B, H, W, ...]`."""
+    return images.shape[1], images.shape[2]
+
+
 def pad_to_multiple(images: jax.Array, factor: int) -> jax.Array:
     """Pads `[B, H, W, 3]` images at the bottom and right, by repeating their last pixels.
 
     Black is no choice: a network that has seen little of it takes a black border for an object,
     and the group norms carry it into the whole image.
     """
-    height, width = images.shape[1:3]
+    height, width = size_of(images)
     rows, columns = -height % factor, -width % factor
     if not rows and not columns:
         return images
@@ -36,7 +44,7 @@ def network_input(images: jax.Array, settings: InferenceSettings) -> jax.Array:
 
     At the scale nearest to 1, and padded to sides that the network can halve.
     """
-    scaled = resize_bilinear(images, scaled_size(images.shape[1:3], settings.nearest_scale))
+    scaled = resize_bilinear(images, scaled_size(size_of(images), settings.nearest_scale))
     return pad_to_multiple(scaled, settings.factor)
 
 
@@ -45,7 +53,7 @@ def to_image_size(
 ) -> ModelOutput:
     """Outputs for a `network_input`, the logits resized bilinearly to the size of the image."""
     height, width = scaled_size(size, settings.nearest_scale)
-    padded = tuple(side + -side % settings.factor for side in (height, width))
+    padded = height + -height % settings.factor, width + -width % settings.factor
     logits = resize_bilinear(outputs.logits, padded)[:, :height, :width]
     return outputs._replace(logits=resize_bilinear(logits, size))
 
@@ -75,8 +83,8 @@ def whole_image(
     start = {} if z0 is None else {"z0": z0}
     inputs = network_input(images, settings)
     forward = ForwardOptions(step_budget=step_budget)
-    out = model.apply(variables, inputs, forward=forward, **start)
-    return to_image_size(out, images.shape[1:3], settings)
+    out: Any = model.apply(variables, inputs, forward=forward, **start)
+    return to_image_size(out, size_of(images), settings)
 
 
 def segment(
@@ -107,7 +115,8 @@ def segment(
     """
     if settings.single_pass:
         return whole_image(model, variables, images, settings, step_budget=step_budget)
-    size, total, reported = images.shape[1:3], 0.0, None
+    size, reported = size_of(images), None
+    total: Any = 0.0
     for scale in settings.scales:
         scaled = resize_bilinear(images, scaled_size(size, scale))
         probabilities, solution = _segment_views(model, variables, scaled, settings, step_budget)
@@ -149,10 +158,11 @@ def pixel_residual(
     _, solution = model.solve(problem)
     z = problem.unravel(solution.z)
     fz = problem.evaluate(z)
-    squares = sum(
+    squares = [
         upsample_nearest(jnp.sum(jnp.square(a - b), axis=-1, keepdims=True), 2**i) / 4**i
         for i, (a, b) in enumerate(zip(fz, z))
-    )[..., 0]
+    ]
+    squares = reduce(jnp.add, squares)[..., 0]
     size = safe_norm(ravel_batch(fz)[0])
     pixels = squares.shape[1] * squares.shape[2]
     return relative(jnp.sqrt(squares * pixels), size[:, None, None])
@@ -160,7 +170,8 @@ def pixel_residual(
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Height and width of an image at a scale, rounded, at least 1."""
-    return tuple(max(1, int(side * scale + 0.5)) for side in size)
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
 
 
 def _segment_views(model, variables, images, settings, step_budget):
@@ -168,12 +179,12 @@ def _segment_views(model, variables, images, settings, step_budget):
 
     A scan takes one view after the other: memory is that of one view, and it is compiled once.
     """
-    height, width = images.shape[1:3]
+    height, width = size_of(images)
     padded = pad_to_multiple(images, settings.factor)
-    window, corners = windows(padded.shape[1:3], settings.window, settings.stride)
+    window, corners = windows(size_of(padded), settings.window, settings.stride)
     flips = (False, True) if settings.flip else (False,)
     views = [(top, left, flip) for flip in flips for top, left in corners]
-    counts = np.zeros(padded.shape[1:3])
+    counts = np.zeros(size_of(padded))
     for top, left, _ in views:
         counts[top : top + window[0], left : left + window[1]] += 1
 
@@ -218,14 +229,14 @@ def windows(
     Returns:
         The size of the windows, no larger than the image, and their upper left corners.
     """
-    if window is None:
+    if window is None or stride is None:
         return size, [(0, 0)]
-    window = tuple(min(sides) for sides in zip(window, size))
+    part = (min(window[0], size[0]), min(window[1], size[1]))
     tops, lefts = (
-        [min(i * step, side - part) for i in range(-(-(side - part) // step) + 1)]
-        for side, part, step in zip(size, window, stride)
+        [min(i * step, side - inner) for i in range(-(-(side - inner) // step) + 1)]
+        for side, inner, step in zip(size, part, stride)
     )
-    return window, [(top, left) for top in tops for left in lefts]
+    return part, [(top, left) for top in tops for left in lefts]
 
 
 def _worst(solutions: Solution) -> Solution:

@@ -1,13 +1,15 @@
 """Losses over the pixels of a batch, the same however devices split it.
 
-A loss here is a device's share: its mean over the devices of an axis is the loss of the whole
-batch, and so is the mean of its gradients. What it is divided by, and which pixels are hard, are
-found over all devices and are constants for the derivative.
+A loss here is a device's share: its mean over the devices is the loss of the whole batch, and so
+is the mean of its gradients. Its divisor and the choice of hard pixels are computed over all
+devices and are constants for the derivative.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from mdeq_jax.parallel import gather_over_devices, num_devices, sum_over_devices
 
 
 def pixel_cross_entropy(logits: jax.Array, labels: jax.Array, ignore_label: int) -> jax.Array:
@@ -48,22 +50,18 @@ def pixel_weights(
     return jnp.where(counted, jnp.asarray(class_weights, dtype)[jnp.where(counted, labels, 0)], 0.0)
 
 
-def global_mean(values: jax.Array, counts: jax.Array, axis_name: str | None = None) -> jax.Array:
+def global_mean(values: jax.Array, counts: jax.Array) -> jax.Array:
     """This device's share of Σ values / Σ counts over all devices; 0 where Σ counts is 0.
 
     Args:
         values: `[...]`.
         counts: `[...]`, constants for the derivative.
-        axis_name: of the devices; None: there is one.
 
     Returns:
-        Scalar, whose mean over the axis is the quotient.
+        Scalar, whose mean over the devices is the quotient.
     """
-    total, devices = jnp.sum(counts), 1
-    if axis_name is not None:
-        total, devices = lax.psum(total, axis_name), lax.axis_size(axis_name)
-    total = lax.stop_gradient(total)
-    return jnp.sum(values) * devices / jnp.where(total > 0, total, 1.0)
+    total = lax.stop_gradient(sum_over_devices(jnp.sum(counts)))
+    return jnp.sum(values) * num_devices() / jnp.where(total > 0, total, 1.0)
 
 
 def hard_pixels(
@@ -72,32 +70,29 @@ def hard_pixels(
     *,
     threshold: float,
     min_kept: int,
-    axis_name: str | None = None,
 ) -> jax.Array:
-    """Online hard example mining: which pixels a training step learns from.
+    """Online hard example mining: the pixels that a training step learns from.
 
-    Those whose class is predicted with a probability under `threshold`, and in any case the
-    `min_kept` of the lowest probability over all devices (all, where fewer count). Where the
-    probabilities differ this is the rule of HRNet (1904.04514): it sorts them, p_0 <= p_1 <= ...,
-    and keeps p < max(threshold, p_min_kept). Equal ones at the limit are kept here, so that there
-    are never fewer than `min_kept`.
+    These are the pixels whose class is predicted with a probability under `threshold`, and in any
+    case the `min_kept` of the lowest probability over all devices (all of them, if fewer count).
+    If the probabilities differ, this is the rule of HRNet (1904.04514): it sorts them,
+    p_0 <= p_1 <= ..., and keeps p < max(threshold, p_min_kept). Here equal ones at the limit are
+    kept too, so there are never fewer than `min_kept`.
 
     Args:
         losses: `[...]` cross-entropies, unweighted: -log of those probabilities.
         counted: `[...]` bool, false where the label is ignored.
         threshold: probability.
         min_kept: pixels of the whole batch.
-        axis_name: of the devices; None: there is one.
 
     Returns:
         `[...]` bool.
     """
     losses = lax.stop_gradient(losses)
-    # Compared as losses: where a float32 probability rounds to 1, its logarithm still tells.
+    # Losses are compared, because they still differ where a float32 probability rounds to 1.
     hardness = jnp.where(counted, losses, -jnp.inf).ravel()
-    if axis_name is not None:
-        hardness = lax.all_gather(hardness, axis_name, tiled=True)
-    # A place past the counted pixels holds -inf: then all of them are kept.
-    place = max(hardness.size - min_kept, 0)
-    limit = jnp.sort(hardness)[place] if min_kept > 0 else jnp.inf
+    hardness = gather_over_devices(hardness)
+    # A rank past the counted pixels holds -inf: then all of them are kept.
+    rank = max(hardness.size - min_kept, 0)
+    limit = jnp.sort(hardness)[rank] if min_kept > 0 else jnp.inf
     return counted & ((losses > -jnp.log(threshold)) | (losses >= limit))

@@ -9,7 +9,8 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from mdeq_jax.data import IGNORE_LABEL, load_dataset
+from mdeq_jax.data import IGNORE_LABEL, Split, load_dataset
+from mdeq_jax.data.vision.disk_split import DiskSplit
 from mdeq_jax.data.vision.frames import Frame, read_frames
 from mdeq_jax.tasks.segmentation.confusion import scores
 from mdeq_jax.tasks.segmentation.pictures import Pictures
@@ -69,9 +70,7 @@ def save_pictures(task: Task, segmenter: Segmenter, folder: str | Path) -> dict[
             continue
         image, truth = denormalized(batch["image"][0]), batch["label"][0]
         prediction, _ = segmenter(image)
-        name = pictures.write(
-            example_name(dataset.eval.reader[index].path), image, prediction.classes
-        )
+        name = pictures.write(_file_name(dataset.eval, index), image, prediction.classes)
         counted = truth != IGNORE_LABEL
         cells = truth[counted] * classes + prediction.classes[counted]
         confusion += np.bincount(cells, minlength=classes**2).reshape(classes, classes)
@@ -219,6 +218,11 @@ def describe_prediction(figures: dict[str, float]) -> str:
             f"{100 * saved:.0f} % of the evaluations saved."
         )
     return text
+
+
+def _file_name(split: Split, index: int) -> str:
+    """The name of an example; its number if it is of no file."""
+    return example_name(split.reader[index].path) if isinstance(split, DiskSplit) else str(index)
 
 
 def example_name(path: str) -> str:

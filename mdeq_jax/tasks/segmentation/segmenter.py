@@ -1,7 +1,7 @@
 """A trained segmentation network as a function of images."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from mdeq_jax.data import CLASS_TABLES, LabelClass
 from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.data.vision.label_classes import evaluated
-from mdeq_jax.models import family_of
+from mdeq_jax.models import EquilibriumModel, family_of
 from mdeq_jax.solvers import Solution, Status
 from mdeq_jax.tasks.segmentation.inference import pixel_residual, scaled_size, segment, whole_image
 from mdeq_jax.tasks.segmentation.settings import InferenceSettings
@@ -84,7 +84,9 @@ class Segmenter:
             return _summary(out.logits, out.solution)
 
         self._single_pass, self._all_views = jax.jit(single_pass), jax.jit(all_views)
-        self._residual = jax.jit(partial(pixel_residual, model, settings=settings))
+        self._residual = jax.jit(
+            partial(pixel_residual, cast(EquilibriumModel, model), settings=settings)
+        )
 
     def __call__(
         self, image: np.ndarray, z0: PyTree | None = None

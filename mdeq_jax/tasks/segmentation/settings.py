@@ -50,8 +50,8 @@ class InferenceSettings(NamedTuple):
                     f"eval.window={window} must be (height, width), both multiples of {factor}, "
                     "which the network's scales need."
                 )
-            # As the original: windows that overlap by a third.
-            stride = stride or tuple(max(1, side * 2 // 3) for side in window)
+            # Windows overlap by a third, as the original's.
+            stride = stride or (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
             if any(not 1 <= s <= w for s, w in zip(stride, window)):
                 raise ValueError(
                     f"eval.stride={stride} must be (down, right), each from 1 to that side of "

@@ -12,13 +12,13 @@ from mdeq_jax.data.sets.cityscapes import CLASS_WEIGHTS
 from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.layers import resize_bilinear
 from mdeq_jax.models import ModelOutput
-from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.tasks.image_task import ImageTask
 from mdeq_jax.tasks.segmentation.confusion import confusion_matrix, scores
 from mdeq_jax.tasks.segmentation.inference import (
     InferenceSettings,
     network_input,
     segment,
+    size_of,
     to_image_size,
 )
 from mdeq_jax.tasks.segmentation.losses import (
@@ -70,15 +70,14 @@ class Segmentation(ImageTask):
         losses = pixel_cross_entropy(logits, labels, IGNORE_LABEL)
         pixels = pixel_weights(labels, IGNORE_LABEL, self._weights, losses.dtype)
         if train.ohem_threshold is None:
-            return global_mean(pixels * losses, pixels, BATCH_AXIS)
+            return global_mean(pixels * losses, pixels)
         hard = hard_pixels(
             losses,
             labels != IGNORE_LABEL,
             threshold=train.ohem_threshold,
             min_kept=train.ohem_min_kept or 0,
-            axis_name=BATCH_AXIS,
         ).astype(losses.dtype)
-        return global_mean(hard * pixels * losses, hard, BATCH_AXIS)
+        return global_mean(hard * pixels * losses, hard)
 
     def metric_sums(self, outputs: ModelOutput, batch: dict) -> dict[str, jax.Array]:
         """The sum of the images' mean losses, and the confusion matrix of the pixels."""
@@ -120,7 +119,7 @@ class Segmentation(ImageTask):
 
     def to_target_size(self, outputs: ModelOutput, inputs: jax.Array) -> ModelOutput:
         """Outputs with the logits at the size of the images."""
-        return to_image_size(outputs, inputs.shape[1:3], self._settings)
+        return to_image_size(outputs, size_of(inputs), self._settings)
 
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
         """Segments a folder or a video as pictures in `workdir/predictions/`."""
@@ -135,7 +134,7 @@ class Segmentation(ImageTask):
 
 def _at_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Logits `[B, h, w, C]` at the resolution of labels `[B, H, W]`."""
-    return resize_bilinear(logits, labels.shape[1:3])
+    return resize_bilinear(logits, size_of(labels))
 
 
 def _check_hard_pixels(train: ConfigDict) -> None:
@@ -149,15 +148,15 @@ def _check_hard_pixels(train: ConfigDict) -> None:
         )
 
 
-def class_names(config) -> tuple[str, ...]:
-    """Names of the classes of `config.data.name`, or their numbers where it has no class table."""
+def class_names(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the classes of `config.data.name`; their numbers if it has no class table."""
     table = CLASS_TABLES.get(config.data.name)
     if table is None:
         return tuple(str(i) for i in range(config.model.num_classes))
     return tuple(c.name for c in evaluated(table))
 
 
-def class_weights(train, num_classes: int) -> tuple[float, ...] | None:
+def class_weights(train: ConfigDict, num_classes: int) -> tuple[float, ...] | None:
     """The weights that `train.class_weights` names or lists; None: every pixel counts the same.
 
     Raises:
