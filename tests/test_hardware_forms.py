@@ -1,4 +1,4 @@
-"""What is written in another way for GPUs computes the same, and no loop of theirs has a branch."""
+"""The forms for GPUs compute the same as those for CPUs, and their loops have no branch."""
 
 from functools import partial
 
@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 
 from mdeq_jax.implicit import equilibrium
 from mdeq_jax.layers import conv2d, group_norm
 from mdeq_jax.solvers import SOLVERS
 from mdeq_jax.solvers.norms import safe_norms
+from tests.helpers.jaxprs import equations, loop_bodies
 
 
 def affine_map(x):
@@ -100,29 +100,10 @@ def test_norms_neither_overflow_nor_vanish(size, as_on_gpu):
         np.testing.assert_allclose(norm, [exact[0], 10, 10, 10], rtol=1e-5)
 
 
-def primitives(jaxpr):
-    """Names of the primitives of a jaxpr, those within loops, branches and calls too."""
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for inner in core.jaxprs_in_params(equation.params):
-            yield from primitives(inner)
-
-
-def loop_bodies(jaxpr):
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "while":
-            yield equation.params["body_jaxpr"].jaxpr
-        for inner in core.jaxprs_in_params(equation.params):
-            yield from loop_bodies(inner)
-
-
 @pytest.mark.parametrize("name", SOLVERS)
-def test_gpus_need_not_wait_for_the_host_within_a_step(name, as_on_gpu):
+def test_no_branch_within_a_step_on_gpus(name, as_on_gpu):
     """A branch there is a round trip to the host at every step."""
     x = jnp.ones((5, 40))
     solve = partial(SOLVERS[name], affine_map(x), max_steps=20)
-    jaxpr = as_on_gpu(jax.make_jaxpr(lambda z: solve(z).z), jnp.zeros((5, 40))).jaxpr
-    bodies = list(loop_bodies(jaxpr))
-    assert bodies
-    for body in bodies:
-        assert not {"cond", "while"} & set(primitives(body))
+    (body,) = as_on_gpu(loop_bodies, lambda z: solve(z).z, jnp.zeros((5, 40)))
+    assert not {"cond", "while"} & {equation.primitive.name for equation in equations(body)}

@@ -1,7 +1,7 @@
 """The benchmarks of speed run, and write what they print."""
 
 import importlib
-import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from benchmarks import cell, compilation, gpu, inference, roofline, solver, train_step
+from benchmarks import cell, compilation, gpu, hlo, inference, roofline, solver, timing, train_step
 from benchmarks.analytic_cost import Work
-from benchmarks.timing import in_loop, measure_in_turn
+from benchmarks.timing import in_loop
 from benchmarks.workload import forced, random_batch
 from configs import camvid_tiny, digits
 
@@ -108,23 +108,31 @@ def test_compilation(run, tiny_config, monkeypatch):
 
 def test_loops_repeat_their_work():
     """XLA neither takes a loop's work out of it nor leaves any of it out."""
-    a = jnp.ones((400, 400))
+    a = jnp.ones((40, 40))
 
-    def products(fixed, states):
-        return [fixed @ state for state in states]
+    def sorts(fixed, states):
+        return [jnp.sort(fixed * state) for state in states]
 
-    few, many = in_loop(products, 2), in_loop(products, 20)
-    np.testing.assert_allclose(few(a, [a, a])[1], 400.0)
-    times = measure_in_turn({"few": lambda: few(a, [a, a]), "many": lambda: many(a, [a, a])}, 5)
-    assert times["many"].low > 4 * times["few"].low
+    loop = in_loop(sorts, 20)
+    np.testing.assert_allclose(loop(a, [a, a])[1], 1.0)
+    program, entry = hlo.computations(loop.lower(a, [a, a]).compile().as_text())
+    (body,) = hlo.loops(program, entry)
+    assert sum(instruction.operation == "sort" for instruction in program[body]) == 2
 
 
-def test_calls_take_turns():
-    calls = {"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.02)}
-    times = measure_in_turn(calls, 5, min_seconds=0.01)
-    assert 0.001 < times["short"].median < 0.02 < times["long"].median
-    for timing in times.values():
-        assert timing.low <= timing.median <= timing.high and timing.runs == 5
+def test_calls_take_turns(monkeypatch):
+    """By a clock that only the calls move."""
+    now, order = [0.0], []
+
+    def call(name, seconds):
+        order.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    calls = {"short": partial(call, "short", 1.0), "long": partial(call, "long", 9.0)}
+    times = timing.measure_in_turn(calls, 3, min_seconds=1.5)
+    assert order == 2 * ["short"] + 2 * ["long"] + 3 * ["short", "short", "long"]
+    assert times == {"short": timing.Timing(1, 1, 1, 3), "long": timing.Timing(9, 9, 9, 3)}
 
 
 def test_forced_config():

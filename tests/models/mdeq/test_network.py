@@ -8,6 +8,7 @@ from jax.test_util import check_grads
 from mdeq_jax import hardware
 from mdeq_jax.models import build_model
 from mdeq_jax.solvers import Status
+from tests.helpers.jaxprs import primitives
 
 
 def build(config, batch=2):
@@ -201,18 +202,6 @@ def test_bad_images(small_config, shape, message):
         model.apply(variables, jnp.zeros(shape))
 
 
-def count_equations(jaxpr, primitive):
-    """How often a primitive occurs, in inner programs too."""
-    inner = [
-        value
-        for equation in jaxpr.eqns
-        for value in jax.tree.leaves(list(equation.params.values()))
-    ]
-    inner = [getattr(value, "jaxpr", value) for value in inner]
-    own = sum(equation.primitive.name == primitive for equation in jaxpr.eqns)
-    return own + sum(count_equations(j, primitive) for j in inner if hasattr(j, "eqns"))
-
-
 def test_every_norm_of_a_cell_is_a_pallas_kernel(small_config):
     """Three a block, one a convolution of the fusion, one a resolution after it."""
     small_config.pallas = True
@@ -225,5 +214,5 @@ def test_every_norm_of_a_cell_is_a_pallas_kernel(small_config):
         return problem.evaluate(problem.z0)
 
     with hardware.compiling_for("gpu", interpret=True):
-        jaxpr = jax.make_jaxpr(evaluate)(variables, images)
-    assert count_equations(jaxpr.jaxpr, "pallas_call") == 2 * 3 + 2 + 2
+        found = primitives(evaluate, variables, images)
+    assert found["pallas_call"] == 2 * 3 + 2 + 2
