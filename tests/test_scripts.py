@@ -8,11 +8,13 @@ import time
 
 import pytest
 
+from tests.helpers.tiny import SINGLE_SCALE
+
 
 @pytest.fixture(scope="module")
 def one_epoch(run_script, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
-    result = run_script("train.py", workdir, **{"log.every_steps": 5})
+    result = run_script("train.py", workdir, **{**SINGLE_SCALE, "log.every_steps": 5})
     assert result.returncode == 0, result.stderr
     return workdir, result.stdout
 
@@ -25,22 +27,25 @@ def test_train_prints_what_a_person_wants_to_know(one_epoch):
         r"not converged\), backward .*gradient \S+ \(worst \S+\)  \d+ images/s  waiting \d+ %",
         out,
     )
+    assert "Compiling the training step: about " in out or "Preparing the training step" in out
     assert re.search(r"eval\s+11/11  accuracy .* NFE .* residual .*", out)
     assert re.search(r"Done: accuracy [\d.]+ %  loss [\d.]+  NFE 6.0  residual ", out)
 
 
 def test_eval_on_four_devices_with_an_override(one_epoch, run_script):
     workdir, _ = one_epoch
-    result = run_script("eval.py", workdir, devices=4, **{"solver.forward.max_steps": 3})
+    result = run_script(
+        "eval.py", workdir, devices=4, **{**SINGLE_SCALE, "solver.forward.max_steps": 3}
+    )
     assert result.returncode == 0, result.stderr
-    figures = json.loads(result.stdout[result.stdout.index("{") :])
-    assert figures["eval/nfe"] == 4 and figures["eval/examples"] == 360 and figures["step"] == 11
+    metrics = json.loads(result.stdout[result.stdout.index("{") :])
+    assert metrics["eval/nfe"] == 4 and metrics["eval/examples"] == 360 and metrics["step"] == 11
 
 
 @pytest.mark.slow
 def test_sigterm_and_the_same_command_again(run_script, tmp_path):
     command = run_script.command(
-        "train.py", tmp_path, **{"train.epochs": 60.0, "log.every_steps": 1}
+        "train.py", tmp_path, **{**SINGLE_SCALE, "train.epochs": 60.0, "log.every_steps": 1}
     )
     process = subprocess.Popen(
         command,
@@ -59,7 +64,7 @@ def test_sigterm_and_the_same_command_again(run_script, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     stopped = int(re.search(r"Stopped by SIGTERM at step (\d+)", err).group(1))
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
-    again = run_script("train.py", tmp_path, **{"train.epochs": stopped / 11 + 0.2})
+    again = run_script("train.py", tmp_path, **{**SINGLE_SCALE, "train.epochs": stopped / 11 + 0.2})
     assert again.returncode == 0, again.stderr
     assert f"Resuming from step {stopped} of" in again.stdout
 

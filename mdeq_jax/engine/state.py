@@ -64,7 +64,7 @@ def build_optimizer(train: ConfigDict, num_steps: int) -> optax.GradientTransfor
     """
     if train.optimizer not in OPTIMIZERS:
         raise ValueError(f"train.optimizer must be one of {OPTIMIZERS}; got {train.optimizer!r}.")
-    # Always the same parts, so that a run may resume with another clipping or decay.
+    # Always the same parts: a run may resume with another clipping or decay.
     clip = (
         optax.identity() if train.grad_clip is None else optax.clip_by_global_norm(train.grad_clip)
     )

@@ -66,8 +66,8 @@ def load_variables(workdir: str | Path, config: ConfigDict) -> tuple[dict, int]:
 def start_from_checkpoint(state: TrainState, config: ConfigDict) -> TrainState:
     """`state` with the transferable part of the network in `config.init.from_checkpoint`.
 
-    Which part that is, the family says: all but the head, usually. Everything else stays as it is.
-    Prints which part is loaded and which is fresh.
+    The family names that part, usually all but the head. Everything else stays as it is. Prints
+    which part is loaded and which is fresh.
 
     Args:
         state: a fresh one of `config`.

@@ -28,7 +28,7 @@ class ImageTask(Task):
         """Refuses a data set for another task, or with another number of classes.
 
         Raises:
-            ValueError: as said.
+            ValueError: names the field to change.
         """
         super().check_data(dataset)
         num_classes = self._config.model.num_classes

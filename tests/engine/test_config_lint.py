@@ -1,4 +1,4 @@
-"""Settings that have no effect are said; those that have one are not."""
+"""Settings without effect are listed; those with one are not."""
 
 import importlib
 
@@ -38,11 +38,11 @@ def test_of_a_recipe_only_what_is_true(name):
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_no_backward_solve(gradient):
     lines = unused_settings(config_with({"gradient.name": gradient}), training=True)
-    said = any(line.startswith("solver.backward has no effect on training") for line in lines)
-    assert said == (gradient != "ift")
+    listed = any(line.startswith("solver.backward has no effect on training") for line in lines)
+    assert listed == (gradient != "ift")
     own = [line for line in lines if line.startswith("solver.forward (name) has no effect")]
     assert len(own) == (gradient in ("unroll", "reversible"))
-    assert len(lines) == said + len(own)
+    assert len(lines) == listed + len(own)
 
 
 def test_refined_shine_solves_backward():

@@ -92,7 +92,7 @@ def test_memory_grows_by_one_state_a_solver_step(tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "reported"),
     [
         ({"name": "ift"}, {"rel_residual", "status"}),
         ({"name": "reversible"}, {"rel_residual", "status"}),
@@ -102,7 +102,7 @@ def test_memory_grows_by_one_state_a_solver_step(tiny_config):
         ({"name": "phantom"}, set()),
     ],
 )
-def test_what_is_told_of_the_backward_pass(settings, told, tiny_config):
+def test_what_is_reported_of_the_backward_pass(settings, reported, tiny_config):
     """A status wherever something can fail: `reversible` says so when its states drift away."""
     fields = {f"gradient.{name}": value for name, value in settings.items()}
     config = tiny_config({**SINGLE_SCALE, **fields})
@@ -118,11 +118,12 @@ def test_what_is_told_of_the_backward_pass(settings, told, tiny_config):
 
     report = jax.eval_shape(one_step, images)
     assert {name for name in report if name.startswith("backward/")} == {
-        f"backward/{name}" for name in told
+        f"backward/{name}" for name in reported
     }
 
 
-def test_by_kernels_of_our_own_a_step_is_the_same(tiny_config, as_on_gpu):
+@pytest.mark.slow
+def test_a_step_with_pallas_kernels_is_the_same(tiny_config, as_on_gpu):
     """With dropout and the Jacobian loss, which differentiates the pullback."""
     fields = {
         **SINGLE_SCALE,

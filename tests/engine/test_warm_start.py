@@ -11,6 +11,7 @@ from mdeq_jax.convert.mdeq.names import name_table
 from mdeq_jax.engine.state import make_state
 from mdeq_jax.engine.warm_start import load_variables, save_variables, start_from_checkpoint
 from mdeq_jax.training import train_and_evaluate
+from tests.helpers.tiny import SINGLE_SCALE, TINY, override
 
 FOUR_SCALES = dict(
     channels=(8, 8, 16, 16),
@@ -118,15 +119,15 @@ def test_no_checkpoint_there(tmp_path):
 
 
 def small_digits(**model):
-    """Digits with a small network, three plain steps and a cheap evaluation."""
+    """Digits with a small network, three pretraining steps and a cheap evaluation."""
     config = digits.get_config()
-    config.model.update(dict(channels=(8, 8), expansion=2, final_channels=16) | model)
+    config = override(config, {**TINY, **SINGLE_SCALE})
+    config.model.update(model)
     config.train.update(dict(batch_size=479, epochs=1, pretrain_steps=3, pretrain_layers=2))
     config.train.update(dict(learning_rate=1e-9, schedule="constant"))  # what was loaded shows
     for solver in (config.solver.forward, config.solver.backward):
         solver.update(dict(name="fixed_point_iteration", max_steps=2))
-    config.eval.update(dict(every_epochs=1.0, batch_size=360))
-    config.checkpoint.every_epochs = 1.0
+    config.eval.batch_size = 360
     return config
 
 
@@ -150,7 +151,7 @@ def test_training_starts_from_a_network_with_other_classes(tmp_path, capsys):
     assert trained["params"]["head"]["classifier"]["kernel"].shape == (16, 10)
 
 
-def test_training_goes_on_from_a_converted_network(tmp_path, capsys):
+def test_training_starts_from_a_converted_network(tmp_path, capsys):
     config = small_digits()
     variables = random_variables(config, seed=1)
     save_variables(variables, config, tmp_path)

@@ -15,8 +15,8 @@ def test_metrics_file_drops_what_will_be_done_again(tmp_path):
     assert steps == [{"step": 5}, {"step": 10}, {"step": 15, "new": None}]
 
 
-def test_figures_as_json_has_them():
-    """A sweep holds the figures of each number of steps."""
-    figures = {"miou": 0.5, "iou/bus": math.nan, "sweep": {1: {"iou/bus": math.inf, "nfe": 2}}}
+def test_numbers_that_json_lacks_become_null():
+    """A sweep holds the metrics of each number of steps."""
+    metrics = {"miou": 0.5, "iou/bus": math.nan, "sweep": {1: {"iou/bus": math.inf, "nfe": 2}}}
     expected = {"miou": 0.5, "iou/bus": None, "sweep": {1: {"iou/bus": None, "nfe": 2}}}
-    assert finite(figures) == expected
+    assert finite(metrics) == expected

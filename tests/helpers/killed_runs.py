@@ -1,6 +1,6 @@
 """Trains once without a stop and once killed again and again: `killed_runs.py FOLDER KILLS`.
 
-Everything is imported once and each run is a fork, so that a run costs what it computes. Nothing
+Everything is imported once and each run is a fork, which costs only what it computes. Nothing
 here may touch a device before the forks.
 """
 
@@ -79,7 +79,7 @@ def saving(workdir: Path) -> bool:
 
 def kill_once(workdir: Path, during_save: bool, rng: random.Random) -> bool:
     """Starts a run and kills it; whether it was killed before it ended."""
-    newest = max(checkpoints_of(workdir), default=0)  # the step that the run goes on from
+    newest = max(checkpoints_of(workdir), default=0)  # the step that the run resumes from
     process, wanted, delay = fork(workdir), rng.randint(1, 3), rng.uniform(0, 0.05)
     while os.waitpid(process, os.WNOHANG) == (0, 0):
         # Once a few steps have been made anew: at a random moment, or as soon as a save begins.

@@ -24,7 +24,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.
 def correct_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """1 where the label is among the k largest logits, else 0: `[B]` float32."""
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    # Ties count against the label, so that a network that says the same of all classes gets none.
+    # Ties count against the label: a network with equal logits for all classes gets none right.
     # So does a NaN, which is neither above nor below.
     better = jnp.sum(~(logits < of_label), axis=1) - 1
     return (better < k).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The confusion matrix of a segmentation, and the figures that follow from it."""
+"""The confusion matrix of a segmentation, and the metrics computed from it."""
 
 import jax
 import jax.numpy as jnp

@@ -139,7 +139,7 @@ def pixel_residual(
 
     |f(z) - z| over the channels of each pixel of the highest resolution. A lower resolution's
     share is spread evenly over the pixels that it covers. The whole is divided by |f(z)| and
-    multiplied by the root of the number of pixels, so that the root mean square of the map is the
+    multiplied by the root of the number of pixels: the root mean square of the map is the
     relative residual of the image. The image is taken whole, at the scale nearest to 1.
 
     Args:

@@ -16,6 +16,7 @@ from mdeq_jax.tasks.segmentation.confusion import scores
 from mdeq_jax.tasks.segmentation.pictures import Pictures
 from mdeq_jax.tasks.segmentation.segmenter import Prediction, Segmenter, denormalized
 from mdeq_jax.tasks.task import Task
+from mdeq_jax.tree import PyTree
 from mdeq_jax.viz.segmentation import Row
 
 COMPARED = 10  # frames that are solved from zero too, to measure what the warm start saves
@@ -72,22 +73,21 @@ def save_pictures(task: Task, segmenter: Segmenter, folder: str | Path) -> dict[
         prediction, _ = segmenter(image)
         name = pictures.write(_file_name(dataset.eval, index), image, prediction.classes)
         counted = truth != IGNORE_LABEL
-        cells = truth[counted] * classes + prediction.classes[counted]
-        confusion += np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+        truths, predictions = truth[counted], prediction.classes[counted]
+        cells = np.bincount(truths * classes + predictions, minlength=classes**2)
+        confusion += cells.reshape(classes, classes)
         nfe.append(prediction.nfe)
         if index in shown:
-            right = np.mean(prediction.classes[counted] == truth[counted])
-            pictures.show(
-                _row(segmenter, name, image, prediction, f"{100 * right:.1f} % right", truth)
-            )
-    figures = scores(confusion, tuple(c.name for c in segmenter.classes))
+            caption = f"{100 * np.mean(predictions == truths):.1f} % right"
+            pictures.show(_row(segmenter, name, image, prediction, caption, truth))
+    metrics = scores(confusion, tuple(c.name for c in segmenter.classes))
     pictures.close(
-        f"{config.name}, step {segmenter.trained.step:,}: mIoU {100 * figures['miou']:.1f} %, "
-        f"pixel accuracy {100 * figures['pixel_accuracy']:.1f} %"
+        f"{config.name}, step {segmenter.trained.step:,}: mIoU {100 * metrics['miou']:.1f} %, "
+        f"pixel accuracy {100 * metrics['pixel_accuracy']:.1f} %"
     )
     print(f"Wrote {folder}: contact_sheet.png, label_ids/, color/, overlay/.")
     return {
-        **{f"eval/{name}": value for name, value in figures.items()},
+        **{f"eval/{name}": value for name, value in metrics.items()},
         "eval/examples": len(nfe),
         "eval/nfe": float(np.mean(nfe)),
     }
@@ -128,7 +128,7 @@ def predict_folder(
             "Every picture is solved from zero: eval.warm_start takes one scale, without "
             "eval.flip and eval.window."
         )
-    nfe, both = [], []
+    nfe, compared = [], []
     with (Path(out_dir) / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -136,27 +136,10 @@ def predict_folder(
         bar = tqdm(steps, total=frames.num_frames, unit="image", dynamic_ncols=True)
         for index, (frame, prediction, start, cold) in enumerate(bar):
             name = pictures.write(frame.name, frame.image, prediction.classes)
-            writer.writerow(
-                (
-                    frame.name,
-                    prediction.nfe,
-                    f"{prediction.rel_residual:.3e}",
-                    int(prediction.converged),
-                    int(start is not None),
-                    "" if cold is None else cold.nfe,
-                )
-            )
+            writer.writerow(_columns(frame.name, prediction, start, cold))
             nfe.append(prediction.nfe)
             if cold is not None:
-                both.append(
-                    {
-                        "nfe_warm": prediction.nfe,
-                        "nfe_from_zero": cold.nfe,
-                        "rel_residual_warm": prediction.rel_residual,
-                        "rel_residual_from_zero": cold.rel_residual,
-                        "nfe_warm_to_same": prediction.nfe_to(cold.rel_residual),
-                    }
-                )
+                compared.append(_compare(prediction, cold))
             if index in shown:
                 caption = f"NFE {prediction.nfe}{'' if start is None else ', warm start'}"
                 pictures.show(_row(segmenter, name, frame.image, prediction, caption, start=start))
@@ -166,12 +149,38 @@ def predict_folder(
     return {
         "images": len(nfe),
         "nfe": float(np.mean(nfe)),
-        "compared": len(both),
-        **{
-            name: float(np.mean([row[name] for row in both])) if both else float("nan")
-            for name in COMPARISON
-        },
+        "compared": len(compared),
+        **{name: _mean([row[name] for row in compared]) for name in COMPARISON},
     }
+
+
+def _columns(
+    name: str, prediction: Prediction, start: PyTree | None, cold: Prediction | None
+) -> tuple:
+    """A row of `predictions.csv`."""
+    return (
+        name,
+        prediction.nfe,
+        f"{prediction.rel_residual:.3e}",
+        int(prediction.converged),
+        int(start is not None),
+        "" if cold is None else cold.nfe,
+    )
+
+
+def _compare(prediction: Prediction, cold: Prediction) -> dict[str, float]:
+    """The numbers of `COMPARISON` for a prediction and the same one from zero."""
+    return {
+        "nfe_warm": prediction.nfe,
+        "nfe_from_zero": cold.nfe,
+        "nfe_warm_to_same": prediction.nfe_to(cold.rel_residual),
+        "rel_residual_warm": prediction.rel_residual,
+        "rel_residual_from_zero": cold.rel_residual,
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def predict_all(
@@ -205,16 +214,16 @@ def _row(
     return Row(name, image, truth, prediction.classes, prediction.confidence, residual, caption)
 
 
-def describe_prediction(figures: dict[str, float]) -> str:
-    """The figures of `predict_folder` in a line or two."""
-    text = f"{figures['images']:,} images, NFE {figures['nfe']:.1f} an image."
-    if figures["compared"]:
-        saved = 1 - figures["nfe_warm_to_same"] / figures["nfe_from_zero"]
+def describe_prediction(summary: dict[str, float]) -> str:
+    """The result of `predict_folder` in a line or two."""
+    text = f"{summary['images']:,} images, NFE {summary['nfe']:.1f} an image."
+    if summary["compared"]:
+        saved = 1 - summary["nfe_warm_to_same"] / summary["nfe_from_zero"]
         text += (
-            f"\nOver {figures['compared']} frames solved both ways: from zero NFE "
-            f"{figures['nfe_from_zero']:.1f}, residual {figures['rel_residual_from_zero']:.1e}; "
-            f"warm start NFE {figures['nfe_warm']:.1f}, {figures['rel_residual_warm']:.1e}. To the "
-            f"residual of the solve from zero it takes {figures['nfe_warm_to_same']:.1f}: "
+            f"\nOver {summary['compared']} frames solved both ways: from zero NFE "
+            f"{summary['nfe_from_zero']:.1f}, residual {summary['rel_residual_from_zero']:.1e}; "
+            f"warm start NFE {summary['nfe_warm']:.1f}, {summary['rel_residual_warm']:.1e}. To the "
+            f"residual of the solve from zero it takes {summary['nfe_warm_to_same']:.1f}: "
             f"{100 * saved:.0f} % of the evaluations saved."
         )
     return text

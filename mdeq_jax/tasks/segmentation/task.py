@@ -124,8 +124,8 @@ class Segmentation(ImageTask):
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
         """Segments a folder or a video as pictures in `workdir/predictions/`."""
         output = workdir / "predictions"
-        figures = predict_folder(Segmenter(trained), source, output)
-        return f"Wrote {output}: {describe_prediction(figures)}"
+        summary = predict_folder(Segmenter(trained), source, output)
+        return f"Wrote {output}: {describe_prediction(summary)}"
 
     def save_predictions(self, trained: TrainedModel, folder: str | Path) -> dict[str, float]:
         """Writes pictures of the evaluation split; see `save_pictures`."""

@@ -1,9 +1,9 @@
-"""Confusion matrix and the figures of it, against scikit-learn's."""
+"""The confusion matrix and its metrics, compared with scikit-learn's."""
 
 import jax
 import numpy as np
 import pytest
-from sklearn import metrics
+from sklearn import metrics as sklearn_metrics
 
 from mdeq_jax.tasks.segmentation.confusion import confusion_matrix, scores
 
@@ -26,19 +26,21 @@ def test_as_scikit_learn(seed):
     counted = truth != 255
     matrix = np.asarray(count(prediction, truth, counted, CLASSES))
     assert matrix.dtype == np.int32
-    expected = metrics.confusion_matrix(truth[counted], prediction[counted], labels=range(CLASSES))
+    expected = sklearn_metrics.confusion_matrix(
+        truth[counted], prediction[counted], labels=range(CLASSES)
+    )
     np.testing.assert_array_equal(matrix, expected)
 
-    figures = scores(matrix, NAMES)
+    metrics = scores(matrix, NAMES)
     truth, prediction = truth[counted], prediction[counted]
-    iou = metrics.jaccard_score(truth, prediction, average=None)
-    np.testing.assert_allclose([figures[f"iou/{n}"] for n in NAMES], iou, rtol=1e-12)
-    np.testing.assert_allclose(figures["miou"], iou.mean(), rtol=1e-12)
+    iou = sklearn_metrics.jaccard_score(truth, prediction, average=None)
+    np.testing.assert_allclose([metrics[f"iou/{n}"] for n in NAMES], iou, rtol=1e-12)
+    np.testing.assert_allclose(metrics["miou"], iou.mean(), rtol=1e-12)
     for name, function in (
-        ("pixel_accuracy", metrics.accuracy_score),
-        ("class_accuracy", metrics.balanced_accuracy_score),
+        ("pixel_accuracy", sklearn_metrics.accuracy_score),
+        ("class_accuracy", sklearn_metrics.balanced_accuracy_score),
     ):
-        np.testing.assert_allclose(figures[name], function(truth, prediction), rtol=1e-12)
+        np.testing.assert_allclose(metrics[name], function(truth, prediction), rtol=1e-12)
 
 
 def test_sums_of_parts_are_the_whole():
@@ -54,21 +56,21 @@ def test_classes_that_do_not_occur():
     """In neither map: no IoU, and no part in the mean. Predicted only: an IoU of 0."""
     matrix = np.zeros((4, 4), np.int64)
     matrix[0, 0], matrix[1, 1], matrix[1, 2] = 10, 6, 4
-    figures = scores(matrix, tuple("abcd"))
-    assert [figures[f"iou/{n}"] for n in "abc"] == [1.0, 0.6, 0.0]
-    assert np.isnan(figures["iou/d"])
-    np.testing.assert_allclose(figures["miou"], 1.6 / 3)
-    np.testing.assert_allclose(figures["class_accuracy"], 1.6 / 2)
-    assert figures["pixel_accuracy"] == 0.8
+    metrics = scores(matrix, tuple("abcd"))
+    assert [metrics[f"iou/{n}"] for n in "abc"] == [1.0, 0.6, 0.0]
+    assert np.isnan(metrics["iou/d"])
+    np.testing.assert_allclose(metrics["miou"], 1.6 / 3)
+    np.testing.assert_allclose(metrics["class_accuracy"], 1.6 / 2)
+    assert metrics["pixel_accuracy"] == 0.8
 
 
 def test_nothing_counted():
-    figures = scores(np.zeros((2, 2), np.int64), ("a", "b"))
-    assert all(np.isnan(value) for value in figures.values())
+    metrics = scores(np.zeros((2, 2), np.int64), ("a", "b"))
+    assert all(np.isnan(value) for value in metrics.values())
 
 
 def test_more_pixels_than_float32_can_count():
     """500 whole images of Cityscapes in one class, and one pixel more."""
     pixels = 500 * 1024 * 2048
-    figures = scores(np.array([[pixels, 1], [0, 0]]), ("a", "b"))
-    assert figures["pixel_accuracy"] == pixels / (pixels + 1) < 1
+    metrics = scores(np.array([[pixels, 1], [0, 0]]), ("a", "b"))
+    assert metrics["pixel_accuracy"] == pixels / (pixels + 1) < 1

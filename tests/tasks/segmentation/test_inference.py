@@ -1,4 +1,4 @@
-"""A network that says the colour of each pixel is asked for whole images in every way."""
+"""Inference on whole images in every way, with a network that classifies colours."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def normalized(image):
 
 
 class ColorModel:
-    """Says of each pixel which colour it has; its report tells which image it has seen."""
+    """Classifies each pixel by its colour; its report identifies the image that it was given."""
 
     def apply(self, variables, images, forward=None):
         assert images.shape[1] % FACTOR == images.shape[2] % FACTOR == 0

@@ -18,7 +18,7 @@ NAME = "seg_four_scales"
 
 
 def test_whole_image_evaluation_is_the_originals(reference_dir, x64):
-    """Logits at the images' size, their figures, and the loss, from the reference's logits."""
+    """Logits at the images' size, their metric sums, and the loss, from the reference's logits."""
     torch = pytest.importorskip("torch")
     settings = json.loads((reference_dir / "small_models.json").read_text())[NAME]
     reference = np.load(reference_dir / f"{NAME}.npz")

@@ -98,7 +98,7 @@ def config(tree, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(config, tmp_path_factory):
-    """Two steps: work directory, figures."""
+    """Two steps: work directory, metrics."""
     workdir = tmp_path_factory.mktemp("run")
     return workdir, train_and_evaluate(config, workdir)
 
@@ -110,7 +110,7 @@ def segmenter(config, trained):
 
 @pytest.fixture(scope="module")
 def saved(config, trained, tmp_path_factory):
-    """Pictures of the validation split: folder, figures."""
+    """Pictures of the validation split: folder, metrics."""
     folder = tmp_path_factory.mktemp("pictures")
     return folder, save_predictions(config, trained[0], folder)
 
@@ -127,7 +127,7 @@ def test_stem_and_cell_are_the_classifiers(config, trained):
     assert variables["params"]["head"]["classifier"]["kernel"].shape == (1, 1, 8, 19)
 
 
-def test_figures_of_training_and_evaluation(config, trained):
+def test_metrics_of_training_and_evaluation(config, trained):
     workdir, metrics = trained
     names = {f"eval/iou/{c.name}" for c in cityscapes.CLASSES}
     names |= {"eval/miou", "eval/pixel_accuracy", "eval/class_accuracy", "eval/loss"}
@@ -172,17 +172,17 @@ def test_colours_and_overlays(saved, tree):
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
 
 
-def test_figures_of_the_pictures_are_their_own(saved, tree):
+def test_metrics_of_the_pictures_are_their_own(saved, tree):
     """Accuracy counted from the files that were written."""
-    folder, figures = saved
+    folder, metrics = saved
     right, counted = 0, 0
     for stem in VALIDATION:
         city = stem.split("_")[0]
         truth = cv2.imread(str(tree / "gtFine/val" / city / f"{stem}_gtFine_labelIds.png"), -1)
         ids = cv2.imread(str(folder / "label_ids" / f"{stem}_pred_labelIds.png"), -1)
         right, counted = right + np.sum(ids == truth), counted + np.sum(truth > 0)
-    assert figures["eval/pixel_accuracy"] == right / counted
-    assert figures["eval/examples"] == 2
+    assert metrics["eval/pixel_accuracy"] == right / counted
+    assert metrics["eval/examples"] == 2
 
 
 def test_residual_of_the_pixels_is_that_of_the_image(segmenter):
