@@ -1,8 +1,8 @@
-"""What a network has to compute, counted from its config: multiply-adds and memory traffic.
+"""Multiply-adds and memory traffic of a network, counted from its config.
 
-Only convolutions and the linear layer count, as they make nearly all of the arithmetic. Their
-traffic is the least that there can be: each reads its input and its kernel and writes its output
-once, and all that lies between two of them (norms, ReLUs, sums, the solver) is free.
+Only convolutions and the linear layer count, because they are nearly all of the arithmetic. Their
+traffic is the least possible: each reads its input and its kernel and writes its output once, and
+everything between two of them (norms, ReLUs, sums, the solver) is free.
 """
 
 from typing import NamedTuple

@@ -1,11 +1,11 @@
-"""One application of the cell and one product with its Jacobian, and where their time goes.
+"""The time of one application of the cell, of one product with its Jacobian, and of their parts.
 
     python -m benchmarks.cell --config=configs/cifar10_large.py --batch=8
 
-Each is timed in a compiled loop, as in a solver. The parts are timed by themselves: "blocks" are
-single-scale cells, one a resolution; "fusion" is what is left of the whole. A second division is
-by kind: all convolutions of the cell, all its group norms, and what is left (ReLUs, sums, masks,
-upsampling; less than nothing where XLA computes them or the norms along with others).
+Each is timed in a compiled loop, as in a solver, and the parts are timed separately. "Blocks" are
+single-scale cells, one a resolution; "fusion" is the rest of the whole. A second division is by
+kind: all convolutions of the cell, all its group norms, and the rest (ReLUs, sums, masks,
+upsampling). The rest is negative if XLA fuses it or the norms into other kernels.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""How long the first training step of each config takes: tracing, compiling, running.
+"""The time of each config's first training step: tracing, compiling, running.
 
     python -m benchmarks.compilation --names=digits,cifar10_tiny,cifar10_large --batch=2
 
-The step of the equilibrium phase, as `train.py` compiles it. Where JAX's persistent compilation
-cache is on (JAX_COMPILATION_CACHE_DIR) a second run shows what it saves.
+It is the step of the equilibrium phase, as `train.py` compiles it. If JAX's persistent compilation
+cache is on (JAX_COMPILATION_CACHE_DIR), a second run shows how much time it saves.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What XLA makes of a step for a GPU that need not be there: kernels, memory traffic, memory.
+"""Kernels, memory traffic and memory of a step that XLA compiles for a GPU, on any machine.
 
     pip install -e ".[cuda]"
     python -m benchmarks.compiled_cost --config=configs/cifar10_tiny.py --batch=64
@@ -6,13 +6,14 @@
         --precision=bfloat16 --forward_steps=26 --backward_steps=27 --json=runs/kernels.json
 
 The training step, or the evaluation step with --inference, is compiled ahead of time for one
-device of a kind, on any machine, and its program is counted: what runs once, and what a step of
-each solver runs. "Least time" is that of the memory traffic at the device's full bandwidth, were
-no kernel to wait for another and nothing to stay in its caches. Algorithms are not tuned, which
-takes the device, so that the numbers are near, and not quite, those of a program that runs there.
-With --config.pallas=True, Broyden's history counts as it is read: the filled rows, which over a
-whole solve are half of it. What a kernel of our own reads twice (a group norm its input) counts
-once, though the second time it comes from a cache only where a sample's group is small enough.
+device. Its program is counted in parts: the part that runs once, and a step of each solver. "Least
+time" is that of the memory traffic at the device's full bandwidth, if no kernel waits for another
+and nothing stays in the caches. Algorithms are not tuned, which takes the device, so the numbers
+are close to those of a program that runs there, but not equal.
+
+With --config.pallas=True only the filled rows of Broyden's history count, which is half of it over
+a whole solve. An array that a Pallas kernel reads twice, as a group norm reads its input, counts
+once. The second read comes from a cache only if a sample's group is small enough.
 """
 
 import os
@@ -37,7 +38,7 @@ from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.tasks import build_task
 
 DEVICE = "NVIDIA H200"
-# What XLA wants to know of a device, by its data sheet and NVIDIA's tables of compute capability.
+# The device as XLA needs it, from its data sheet and NVIDIA's tables of compute capability.
 TARGET = """
 gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 }
@@ -85,7 +86,7 @@ def target_mesh() -> jax.sharding.Mesh:
 
 
 def compile_training(config, batch_size: int, mesh):
-    """The step of the equilibrium phase, for the mesh's device."""
+    """Compiles the step of the equilibrium phase for the mesh's device."""
     optimizer = build_optimizer(config.train, NUM_STEPS)
     model = build_model(training_config(config))
     step = make_train_step(model, optimizer, build_task(config), config, STEPS_PER_EPOCH)
@@ -97,7 +98,7 @@ def compile_training(config, batch_size: int, mesh):
 
 
 def compile_inference(config, batch_size: int, mesh):
-    """The evaluation step, for the mesh's device."""
+    """Compiles the evaluation step for the mesh's device."""
     step = make_eval_step(build_model(config), build_task(config))
     variables = jax.eval_shape(lambda: random_network(config)[1])
     images = jax.eval_shape(lambda: random_batch(config, batch_size))
@@ -136,7 +137,8 @@ def measure(config, batch_size: int, inference: bool) -> dict:
     if len(bodies) != len(names):
         raise RuntimeError(
             f"The program has {len(bodies)} loops where {len(names)} are expected, one a solve: "
-            "its counts cannot be told apart. Gradients without a backward solve have no such loop."
+            "its counts cannot be distinguished. Gradients without a backward solve have no such "
+            "loop."
         )
     parts = {"once": (1, hlo.counts(program, entry))}
     for name, body in zip(names, bodies):

@@ -1,4 +1,4 @@
-"""How fast a config's training data come, where the time goes, and how long a step would wait.
+"""The rate of a config's training data, the time of its stages, and the wait of a step.
 
     python -m benchmarks.data --config=configs/cifar10_tiny.py --config.data.data_dir=/data/tfds
 

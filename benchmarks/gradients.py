@@ -1,4 +1,4 @@
-"""Every gradient of a trained network beside the exact one: error, time, memory.
+"""Every gradient of a trained network compared with the exact one: error, time, memory.
 
     python -m benchmarks.gradients --config=configs/digits.py --workdir=runs/digits
     python -m benchmarks.gradients --config=configs/cifar10_tiny.py \\
@@ -179,7 +179,7 @@ def compare(problem: Problem, exact: np.ndarray, candidates=CANDIDATES, repeats:
 
 
 def table(rows: list) -> str:
-    """A Markdown table; time and memory beside those of the first row."""
+    """A Markdown table; time and memory are relative to those of the first row."""
     lines = [
         "| gradient | cosine | relative error | products, forward + backward | time | memory |",
         "|---|---|---|---|---|---|",
@@ -224,7 +224,7 @@ def plot(path: Path, reports: list) -> None:
             axis.set_ylabel(label)
             axis.grid(alpha=0.3)
     figure.suptitle(
-        "Gradients of trained networks beside the exact one (float64, tight solves)\n"
+        "Gradients of trained networks compared with the exact one (float64, tight solves)\n"
         "lower is better, left is faster; the larger the marker, the more temporary memory"
     )
     legend = figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center")
@@ -273,7 +273,7 @@ if __name__ == "__main__":
     _TORCH_FILE = flags.DEFINE_string("torch_file", "", "PyTorch checkpoint, instead of --workdir.")
     _EXAMPLES = flags.DEFINE_integer("examples", 64, "Evaluation examples in the batch.")
     _EXACT_STEPS = flags.DEFINE_integer("exact_steps", 150, "Most steps of the exact solves.")
-    _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions; the median is told.")
+    _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions; the median is reported.")
     _OUTPUT = flags.DEFINE_string("output", "runs/gradients", "Folder for the results.")
     _PLOT = flags.DEFINE_string("plot", "", "Picture to write; by default OUTPUT/gradients.png.")
     flags.mark_flag_as_required("config")

@@ -1,7 +1,7 @@
-"""Counts of a compiled program's text: kernels, and bytes that they read and write.
+"""Counts of the kernels in a compiled program's text, and of the bytes they read and write.
 
-XLA's own cost analysis sums over a whole program and counts the body of a loop once. Here each
-computation that runs by itself (the entry, the body of a loop, a branch) is counted apart.
+XLA's cost analysis sums over a whole program and counts the body of a loop once. Here each
+computation that runs separately (the entry, the body of a loop, a branch) is counted separately.
 """
 
 import math
@@ -34,13 +34,12 @@ class Instruction(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What one run of a computation does, without the loops and branches that it starts.
+    """Counts of one run of a computation, without the loops and branches that it starts.
 
     Attributes:
         kernels: instructions that are launched.
-        bytes: that they read and write; an array of which a kernel touches a slice counts as that
-            slice.
-        round_trips: loops' conditions and branches, for which a GPU waits for the host.
+        bytes: bytes that they read and write. An array counts as the slice that a kernel touches.
+        round_trips: conditions of loops and branches, for which a GPU waits for the host.
     """
 
     kernels: int

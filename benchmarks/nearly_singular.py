@@ -1,11 +1,12 @@
-"""Adjoint equations that are nearly singular: what a solver finds, and what may replace it.
+"""Adjoint equations that are nearly singular: the solver's solution and its replacements.
 
     python -m benchmarks.nearly_singular
 
-Random matrices J of 48 dimensions, one for each of 1,000 samples, whose I - J^T is singular but for
-a small gap: a real eigenvalue 1 - gap beside others under 0.7, |gap| from 1e-4 to 0.5 of both
-signs. 15 Broyden steps in float32, as in training, beside a dense solve in float64; medians of the
-samples whose solve did not converge, by the residual |J^T u + g - u| / |g| that it ended with.
+There are 1,000 samples, each with a random matrix J of 48 dimensions for which I - J^T is nearly
+singular: J has a real eigenvalue 1 - gap, with |gap| from 1e-4 to 0.5 of both signs, and others
+under 0.7. It compares 15 Broyden steps in float32, as in training, with a dense solve in float64.
+The table has medians over the samples whose solve did not converge, by their last residual
+|J^T u + g - u| / |g|.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Flags, tables and files that the benchmarks of speed share."""
+"""Flags, tables and files that the speed benchmarks share."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def define_flags(
         "config", None, "The config; --config.FIELD=VALUE overrides a field.", flag_values=values
     )
     define_integer("batch", batch, "Images in a batch, over all devices.")
-    define_integer("repeats", 7, "Timed runs; medians and quartiles are told.")
+    define_integer("repeats", 7, "Timed runs; medians and quartiles are reported.")
     for way in solves:
         define_integer(f"{way}_steps", None, f"Forced {way} solver steps; default: the config's.")
     flags.DEFINE_enum(

@@ -1,9 +1,9 @@
-"""What float32 costs the reversible gradient, by number of steps and relaxation.
+"""The rounding error of the reversible gradient in float32, by steps and relaxation.
 
     python -m benchmarks.reversible_drift --config=configs/digits.py --workdir=runs/digits
 
-The gradient of `reversible` in float32 beside that of the same iteration in float64, and how far
-from its start the backward pass ended, the drift, which is what training logs.
+It compares the gradient of `reversible` in float32 with that of the same iteration in float64. The
+drift, which training logs, is the distance from the start at which the backward pass ended.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""How fast a device could be at most: arithmetic and memory, from a table or measured."""
+"""A device's highest rates of arithmetic and memory traffic, from a table or measured."""
 
 from typing import NamedTuple
 

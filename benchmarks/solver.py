@@ -1,13 +1,13 @@
-"""What the solvers themselves cost, beside the cell that they evaluate.
+"""The cost of the solvers themselves, compared with the cell that they evaluate.
 
     python -m benchmarks.solver --config=configs/cifar10_large.py --batch=8
 
-The first table: each solver on an affine map of the size of the config's state, so that nearly all
-of the time is the solver's, per step and as a share of one evaluation of the config's cell. Rows
-differ from the first of their solver in one thing.
+The first table times each solver on an affine map of the size of the config's state, so nearly all
+of the time is the solver's: per step, and as a share of one evaluation of the config's cell. Rows
+differ from the first one of their solver in one setting.
 
-The second: what of a training step is the cell and its pullback, what the solvers take beside
-them, and what is outside the solves, traced while the step runs as it does in training.
+The second table divides a training step into the cell and its pullback, the solvers' own work, and
+all that is outside the solves. It is traced while the step runs as in training.
 """
 
 from functools import partial
@@ -76,7 +76,7 @@ def _cell(problem):
 
 
 def measure_steps(problem, repeats: int, steps: int) -> dict:
-    """The first table: solvers on affine maps beside one evaluation of the cell."""
+    """The first table: solvers on affine maps compared with one evaluation of the cell."""
     flat, _ = ravel_batch(problem.z)
     evaluate = in_loop(_cell(problem), APPLICATIONS)
     rows = variants(*flat.shape, steps)
@@ -138,7 +138,7 @@ def step_parts(program: dict, entry: str) -> dict[str, set[str]]:
     if len(solves) != len(WAYS):
         raise RuntimeError(
             f"The step has {len(solves)} loops that evaluate the cell where 2 are expected, one a "
-            "solve: its parts cannot be told apart. Gradients without a backward solve have no "
+            "solve: its parts cannot be distinguished. Gradients without a backward solve have no "
             "such loop."
         )
     cells = [names(filter(of_cell, inside[body])) for body in solves]
@@ -202,7 +202,7 @@ def table(report: dict) -> str:
     }
     parts = [(labels[part], taken) for part, taken in step["parts_seconds"].items()]
     # On CPUs convolutions may run on threads of which the profiler does not tell.
-    parts.append(("not told by the profiler", traced - sum(step["parts_seconds"].values())))
+    parts.append(("not reported by the profiler", traced - sum(step["parts_seconds"].values())))
     shares = markdown(
         ("of a training step, traced", "ms", "share"),
         [(label, f"{1e3 * taken:.1f}", f"{taken / traced:.1%}") for label, taken in parts],

@@ -1,8 +1,9 @@
-"""How everything here is timed: warm, repeated, in turns, beside a fixed piece of work.
+"""Timing for all benchmarks: after a warm-up, repeated, and in turns.
 
-Machines are noisy: other work comes and goes, clocks change. So what is compared takes turns, the
-median of the runs is told with its quartiles, and a fixed pair of convolutions is timed in the same
-turns: a time as a multiple of the pair's can be compared between sessions.
+Machines are noisy, because other work comes and goes and clocks change. Calls that are compared
+therefore take turns, and the median of the runs is reported with its quartiles. A fixed pair of
+convolutions is timed in the same turns. A time as a multiple of the pair's can be compared with
+one measured later.
 """
 
 import os
@@ -23,9 +24,9 @@ class Timing(NamedTuple):
     """Seconds a call.
 
     Attributes:
-        median: of the runs.
+        median: median of the runs.
         low, high: first and third quartile.
-        runs: how many runs there were; a run of a short call is many calls.
+        runs: number of runs; a run of a short call is many calls.
     """
 
     median: float
@@ -78,9 +79,9 @@ def _timing(values: list) -> Timing:
 def in_loop(function: Callable, times: int) -> Callable:
     """`function(fixed, states)`, applied `times` times in one compiled loop.
 
-    Inside a loop as a solver's, so that XLA compiles it as it does there. Every application has
-    other states, by one number that comes from the application before, or XLA would take it out of
-    the loop; and all results are kept, or it would compute no more of them than somebody reads.
+    XLA compiles it as it does inside a solver's loop. Every application has other states, by one
+    number that comes from the previous application, because XLA moves constant work out of the
+    loop. All results are kept, because XLA removes those that nobody reads.
 
     Args:
         function: (fixed, states) -> arrays.
@@ -103,7 +104,7 @@ def in_loop(function: Callable, times: int) -> Callable:
 
 
 def convolution_pair() -> Callable:
-    """The fixed work: 3x3 convolutions from 24 to 120 to 24 channels, 32x32, batch 32, forwards."""
+    """The fixed work: two 3x3 convolutions, 24 to 120 to 24 channels, on 32 images of 32x32."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (32, 32, 32, 24))
     widen = 0.1 * jax.random.normal(keys[1], (3, 3, 24, 120))

@@ -1,8 +1,8 @@
-"""How long each kernel of a compiled program takes where it runs, by JAX's profiler.
+"""The time of each kernel in a running program, by JAX's profiler.
 
-Pieces of a program that are compiled and timed by themselves run with other neighbours, other
-caches and other memory; as parts of a whole their times need not add up to it. Here nothing is
-taken apart: the program runs as it does otherwise, and the profiler tells of each of its kernels.
+Pieces of a program that are compiled and timed separately run with other neighbours, caches and
+memory, and their times need not add up to the whole. Here the program runs unchanged, and the
+profiler reports each of its kernels.
 """
 
 import gzip
@@ -38,10 +38,10 @@ def trace(call: Callable, runs: int) -> tuple[list[Span], float]:
         runs: traced runs.
 
     Returns:
-        What ran (loops and branches too, with what they contain), and the seconds on the clock.
+        The spans that ran, loops and branches included, and the seconds on the clock.
 
     Raises:
-        RuntimeError: the profiler told of no kernels.
+        RuntimeError: the profiler reported no kernels.
     """
     jax.block_until_ready(call())
     options = jax.profiler.ProfileOptions()
@@ -61,8 +61,8 @@ def trace(call: Callable, runs: int) -> tuple[list[Span], float]:
     ]
     if not spans:
         raise RuntimeError(
-            f"JAX's profiler told of no kernels on {jax.devices()[0].device_kind}: "
-            "what the parts of a step take cannot be told without them."
+            f"JAX's profiler reported no kernels on {jax.devices()[0].device_kind}. "
+            "Without them the time of the parts of a step is unknown."
         )
     return spans, seconds
 

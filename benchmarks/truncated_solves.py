@@ -1,9 +1,9 @@
-"""The exact gradient where its solves are cut short: where it is linearised, what replaces it.
+"""The exact gradient with truncated solves: its point of linearisation and its replacements.
 
     python -m benchmarks.truncated_solves --config=configs/digits.py --workdir=runs/digits
 
-As `benchmarks.gradients`, with the forward and the adjoint solve limited to a few steps, for every
-point at which "ift" can be linearised and everything that can take the place of an adjoint solution
+Like `benchmarks.gradients`, with the forward and the adjoint solve limited to a few steps. It
+covers every point at which "ift" can be linearised, and every replacement for an adjoint solution
 that was not found.
 """
 
@@ -61,7 +61,7 @@ def table(rows: list[dict]) -> str:
     """A Markdown table."""
     lines = [
         "| steps | forward residual | adjoint solves that failed | at | unconverged "
-        "| norm beside the exact | cosine | relative error |",
+        "| norm relative to the exact | cosine | relative error |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

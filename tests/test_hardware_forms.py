@@ -63,8 +63,8 @@ def test_equilibria_and_their_derivatives(as_on_gpu, x64):
     x = jax.random.normal(jax.random.key(1), (4, 6))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11),
-        derivatives(params, x),
-        as_on_gpu(derivatives, params, x),
+        jax.jit(derivatives)(params, x),
+        as_on_gpu(jax.jit(derivatives), params, x),
     )
 
 

@@ -68,7 +68,7 @@ def test_every_kernel_is_counted_once(get_config):
 
 
 def test_xla_counts_as_many():
-    """Up to the norms, which are small beside wide convolutions, and products with the padding."""
+    """Up to products with the padding, and the norms, which are small for wide convolutions."""
     config = digits.get_config()
     with config.unlocked():
         config.model.expansion = 20

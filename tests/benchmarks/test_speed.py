@@ -42,7 +42,7 @@ def test_train_step(run, arguments):
     np.testing.assert_allclose(model["flops_share"], model["flops_per_second"] / 1e12)
 
 
-def test_steps_that_were_not_taken_are_told():
+def test_steps_that_were_not_taken_are_reported():
     report = {"nfe": {"forward": 4, "backward": 2}, "solver_steps": [3, 3]}
     assert "the backward solve after 2 evaluations, not 4" in train_step.check_steps(report)
     report["nfe"]["backward"] = 4

@@ -58,7 +58,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
 
 
-def test_kernels_of_a_step_are_told_apart():
+def test_kernels_of_a_step_are_assigned_to_its_parts():
     parts = step_parts(*hlo.computations(PROGRAM))
     assert parts["cell"] == {"fz"} and parts["pullback"] == {"fz.1"}
     assert "update" in parts["forward"] and "update.1" in parts["backward"]
@@ -73,7 +73,7 @@ def test_kernels_of_a_step_are_told_apart():
 def test_time_on_the_clock_is_shared_out_once():
     spans = [
         Span("a", 0.0, 1.0),
-        Span("b", 0.5, 2.0),  # beside a for half a second
+        Span("b", 0.5, 2.0),  # at the same time as a, for half a second
         Span("a", 3.0, 4.0),
         Span("c", 3.25, 3.5),  # within a
         Span("loop", 0.0, 9.0),  # of no part
