@@ -5,7 +5,7 @@ anywhere, and one line that chooses by `target().platform`.
 """
 
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import jax
 
@@ -62,4 +62,4 @@ def compiling_for(platform: Platform, *, interpret: bool = False) -> AbstractCon
 def _checked(platform: str, name: str) -> Target:
     if platform not in get_args(Platform):
         raise ValueError(f"{name} must be one of {get_args(Platform)}; got {platform!r}.")
-    return Target(platform)
+    return Target(cast(Platform, platform))

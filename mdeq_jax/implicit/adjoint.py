@@ -8,7 +8,7 @@ At an equilibrium z = f(z) with Jacobian J = df/dz (Bai, Kolter, Koltun 2019, 19
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,8 @@ def implicit_adjoint(
 
 
 def _forward(f, solve, params, x, z, cotangent):
-    u, stats = implicit_adjoint(f, solve, params, x, z, cotangent)
+    solved: Any = implicit_adjoint(f, solve, params, x, z, cotangent)
+    u, stats = solved
     return (u, stats), (params, x, z, u)
 
 
@@ -155,7 +156,8 @@ def _backward(f, solve, saved, cotangents):
         params, x, z = args
         return transposed_product(f, params, z, x)(u)
 
-    w, _ = implicit_adjoint(transposed, solve, (params, x, z), (), u, cotangents[0])
+    solved: Any = implicit_adjoint(transposed, solve, (params, x, z), (), u, cotangents[0])
+    w, _ = solved
     # du = (I - J^T)^-1 (dJ^T u + dg) for u = (I - J^T)^-1 g: pull w back through J^T u.
     _, pullback = jax.vjp(lambda args: transposed(args, u, ()), (params, x, z))
     return *pullback(w)[0], w

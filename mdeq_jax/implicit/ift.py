@@ -68,7 +68,7 @@ def ift(
     """
     check_unconverged(unconverged)
     solve = partial(_solve, b_solver=b_solver, unconverged=unconverged)
-    adjoint = partial(_adjoint, solve=solve)
+    adjoint: Callable = partial(_adjoint, solve=solve)
     return attach_adjoint(
         f, params, x, z_star, backward_stats, adjoint=adjoint, linearize_at=linearize_at
     )

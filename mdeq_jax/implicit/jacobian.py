@@ -58,6 +58,7 @@ def jacobian_loss(
     flat, product = _left_product(problem._replace(z0=lax.stop_gradient(problem.z0)))
     if probe is not None:
         return jnp.sum(jnp.square(product(ravel_batch(probe)[0]))) / flat.size
+    assert key is not None  # as checked above
     if num_probes == 1:
         return jnp.sum(jnp.square(product(_normal(key, flat)))) / flat.size
 

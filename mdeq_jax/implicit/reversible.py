@@ -12,6 +12,7 @@ so the backward pass rebuilds the iterates from the last ones instead of keeping
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,8 @@ def reversible(
         backward_stats = BackwardStats.zeros(jax.tree.leaves(z0)[0].shape[0])
     limit = jnp.int32(step_limit(steps, step_budget))
     z0 = lax.stop_gradient(z0)
-    z, y, traces = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
+    iterated: Any = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
+    z, y, traces = iterated
     return z, report(y, traces, limit, nfe=2 * limit, tol=tol, stop_mode=stop_mode)
 
 
@@ -109,7 +111,8 @@ def _iterate(f, beta, steps, params, x, z0, limit, backward_stats):
 
 
 def _forward(f, beta, steps, params, x, z0, limit, backward_stats):
-    z, y, traces = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
+    iterated: Any = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
+    z, y, traces = iterated
     return (z, y, traces), (params, x, z0, limit, y, z)
 
 

@@ -77,5 +77,5 @@ def unroll(
     known = isinstance(limit, int)
     length = limit if known else steps
     (z, last), traces = lax.scan(step if known else step_within_limit, (z0, z0), jnp.arange(length))
-    traces = tuple(jnp.pad(t, ((0, steps - length), (0, 0))) for t in traces)
-    return z, report(last, traces, limit, nfe=limit, tol=tol, stop_mode=stop_mode)
+    absolute, relative = (jnp.pad(t, ((0, steps - length), (0, 0))) for t in traces)
+    return z, report(last, (absolute, relative), limit, nfe=limit, tol=tol, stop_mode=stop_mode)

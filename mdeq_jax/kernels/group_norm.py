@@ -194,13 +194,13 @@ def pull_back(
     """
     call = _Call(x, num_groups)
     sums = jax.ShapeDtypeStruct((x.shape[0], 2, *call.shape[2:]), call.dtype)
-    through_relu = residual is not None and relu
+    d_residual_like = None if residual is None or not relu else call.like(residual)
     dx, sums, d_residual = call(
         partial(_pull_back, call.program, relu, call.count),
         (
             call.like(x),
             None if affine is None else sums,
-            call.like(residual) if through_relu else None,
+            d_residual_like,
         ),
         *map(call.split, (u, x, affine, residual, statistics)),
     )
@@ -210,7 +210,7 @@ def pull_back(
             name: jnp.sum(sums[:, row], 0).reshape(-1).astype(affine[name].dtype)
             for row, name in enumerate(("bias", "scale"))
         }
-    if through_relu:
+    if d_residual_like is not None:
         d_residual = d_residual.reshape(x.shape)
     elif residual is not None:
         d_residual = u.astype(residual.dtype)

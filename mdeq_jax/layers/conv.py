@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from mdeq_jax import hardware
@@ -33,7 +34,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         ValueError: another stride, or stride 2 with a kernel other than 3x3.
     """
     size = kernel.shape[0]
-    x, kernel = nn.dtypes.promote_dtype(x, kernel)
+    x, kernel = promote_dtype(x, kernel)
     if size == 1 and stride == 1:
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
     if not (stride == 1 or (stride == 2 and size == 3)):
@@ -109,7 +110,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, pad):
         taps = [(x, part) for part in parts][::-1]
     else:
         taps = [(part, dy) for part in windows(x, *pad, dy.shape[1:3], stride)]
-    taps = [jnp.einsum("bhwi,bhwo->io", *pair) for pair in taps]
+    taps = [jnp.einsum("bhwi,bhwo->io", of_x, of_dy) for of_x, of_dy in taps]
     return jnp.stack(taps).reshape(size, size, x.shape[-1], dy.shape[-1])
 
 
@@ -192,7 +193,7 @@ class Conv(nn.Module):
         """Maps `[B, H, W, C]` to `[B, H', W', features]`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", normal_001, shape)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         y = conv2d(x, kernel, self.stride)
         if self.use_bias:
             bias = self.param("bias", normal_001, (self.features,))

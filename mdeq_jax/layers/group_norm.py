@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -134,7 +134,8 @@ _GROUPINGS = {
 
 
 def _pallas_group_norm(num_groups, relu, x, affine, residual):
-    return _normalize(num_groups, relu, x, affine, residual)[0]
+    normalized: Any = _normalize(num_groups, relu, x, affine, residual)
+    return normalized[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -144,12 +145,14 @@ def _normalize(num_groups, relu, *inputs):
 
 
 def _normalize_forward(num_groups, relu, *inputs):
-    y, statistics = _normalize(num_groups, relu, *inputs)
+    normalized: Any = _normalize(num_groups, relu, *inputs)
+    y, statistics = normalized
     return (y, statistics), (inputs, statistics)
 
 
 def _normalize_backward(num_groups, relu, saved, cotangents):
-    return _pull_back(num_groups, relu, *saved, cotangents[0])
+    inputs, statistics = saved
+    return _pull_back(num_groups, relu, inputs, statistics, cotangents[0])
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)

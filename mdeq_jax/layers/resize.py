@@ -27,7 +27,7 @@ def _interpolation(size: int, new_size: int) -> np.ndarray:
     return matrix
 
 
-def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Bilinear resizing as `torch.nn.functional.interpolate` does it with `align_corners=True`.
 
     `jax.image.resize` aligns pixel centres only. This is two small matrix products, and so is its

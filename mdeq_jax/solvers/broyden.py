@@ -107,7 +107,9 @@ def broyden(
         keep_algorithm=keep_inverse,
     )
     if keep_inverse:
-        solution = solution._replace(inverse=InverseEstimate(*solution.inverse, solution.steps))
+        steps, sqnorms, lower_inverse = solution.inverse
+        inverse = InverseEstimate(steps, sqnorms, lower_inverse, solution.steps)
+        solution = solution._replace(inverse=inverse)
     return solution
 
 

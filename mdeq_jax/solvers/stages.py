@@ -83,7 +83,7 @@ class Loop(NamedTuple):
     status: jax.Array
     abs_trace: jax.Array
     rel_trace: jax.Array
-    recorded: jax.Array | tuple
+    recorded: Any
     algorithm: Any
 
 

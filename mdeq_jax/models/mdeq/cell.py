@@ -101,7 +101,7 @@ class _Block(nn.Module):
 
     channels: int
     spec: CellSpec
-    sizes: tuple[int, int]
+    sizes: tuple[int, ...]
 
     @nn.compact
     def __call__(self):
@@ -164,9 +164,9 @@ def _fusion_layers(channels: tuple[int, ...]):
 def make_masks(keys: jax.Array, spec: CellSpec, z: Scales):
     """Dropout masks for `CellInput`, from one random key a sample and the shapes of the state."""
     split = jax.vmap(lambda key: jax.random.split(key, sum(spec.num_blocks)))(keys)
-    keys = iter(split.swapaxes(0, 1))  # [blocks, B]
+    block_keys = iter(split.swapaxes(0, 1))  # [blocks, B]
     return tuple(
-        tuple(dropout_mask(next(keys), spec.dropout, z_i.shape) for _ in range(n))
+        tuple(dropout_mask(next(block_keys), spec.dropout, z_i.shape) for _ in range(n))
         for n, z_i in zip(spec.num_blocks, z)
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -121,7 +122,8 @@ class MDEQ(nn.Module):
     @nn.nowrap
     def fixed_point_problem(self, variables: dict, images: jax.Array) -> FixedPointProblem:
         """The problem that evaluation mode solves for `[B, H, W, 3]` normalised images."""
-        return self.apply(variables, images, method="problem")
+        problem: Any = self.apply(variables, images, method="problem")
+        return problem
 
     @nn.nowrap
     def solve(
