@@ -5,6 +5,7 @@ Bai, Kolter, Koltun 2019, 1909.01377, theorem 1; see `mdeq_jax.implicit.adjoint`
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from mdeq_jax.implicit.adjoint import (
     BackwardStats,
@@ -68,7 +69,7 @@ def ift(
     """
     check_unconverged(unconverged)
     solve = partial(_solve, b_solver=b_solver, unconverged=unconverged)
-    adjoint: Callable = partial(_adjoint, solve=solve)
+    adjoint: Any = partial(_adjoint, solve=solve)
     return attach_adjoint(
         f, params, x, z_star, backward_stats, adjoint=adjoint, linearize_at=linearize_at
     )

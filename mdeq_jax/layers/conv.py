@@ -109,7 +109,9 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, pad):
         parts = windows(dy, before, after, x.shape[1:3], 1)
         taps = [(x, part) for part in parts][::-1]
     else:
-        taps = [(part, dy) for part in windows(x, *pad, dy.shape[1:3], stride)]
+        before, after = pad
+        parts = windows(x, before, after, dy.shape[1:3], stride)
+        taps = [(part, dy) for part in parts]
     taps = [jnp.einsum("bhwi,bhwo->io", of_x, of_dy) for of_x, of_dy in taps]
     return jnp.stack(taps).reshape(size, size, x.shape[-1], dy.shape[-1])
 

@@ -160,7 +160,8 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _pull_back(num_groups, relu, inputs, statistics, u):
-    return kernels.pull_back(u, *inputs, statistics, num_groups=num_groups, relu=relu)
+    x, affine, residual = inputs
+    return kernels.pull_back(u, x, affine, residual, statistics, num_groups=num_groups, relu=relu)
 
 
 def _pull_back_forward(num_groups, relu, inputs, statistics, u):
