@@ -9,7 +9,11 @@ from ml_collections import config_flags
 
 from mdeq_jax import training
 from mdeq_jax.engine.writers import finite
-from mdeq_jax.runtime.compilation import choose_convolutions, keep_compiled_programs
+from mdeq_jax.runtime.compilation import (
+    choose_convolutions,
+    choose_loop_graphs,
+    keep_compiled_programs,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
@@ -42,6 +46,7 @@ _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs fo
 def main(_):
     logging.set_verbosity(logging.WARNING)
     choose_convolutions()
+    choose_loop_graphs()
     keep_compiled_programs(_CACHE.value)
     config, checkpoint = _CONFIG.value, _CHECKPOINT.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")

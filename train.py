@@ -6,7 +6,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdeq_jax.runtime import hosts
-from mdeq_jax.runtime.compilation import choose_convolutions, keep_compiled_programs
+from mdeq_jax.runtime.compilation import (
+    choose_convolutions,
+    choose_loop_graphs,
+    keep_compiled_programs,
+)
 from mdeq_jax.training import Interrupted, TrainingDiverged, train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,6 +29,7 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     choose_convolutions()
+    choose_loop_graphs()
     keep_compiled_programs(_CACHE.value)
     try:
         hosts.initialize_distributed(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

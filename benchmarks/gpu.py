@@ -28,6 +28,7 @@ from typing import NamedTuple
 from absl import app, flags, logging
 
 from benchmarks.report import markdown
+from mdeq_jax.runtime.compilation import LOOP_GRAPHS
 
 
 class Target(NamedTuple):
@@ -59,7 +60,7 @@ TARGETS = {
 }
 _HISTORY = [f"--config.solver.{way}.history_dtype=bfloat16" for way in ("forward", "backward")]
 PRECISIONS = {"float32": [], "bfloat16": _HISTORY}
-GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1"
+GRAPHS = " ".join(LOOP_GRAPHS)
 
 
 class Variant(NamedTuple):
@@ -70,9 +71,9 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "plain": Variant(),
+    "plain": Variant(("--config.pallas=False",)),
     "pallas_graphs": Variant(("--config.pallas=True",), GRAPHS),
-    "graphs": Variant((), GRAPHS),
+    "graphs": Variant(("--config.pallas=False",), GRAPHS),
     "pallas": Variant(("--config.pallas=True",)),
 }
 MODES = ("training", "inference")

@@ -19,6 +19,12 @@ STRETCH = 4096  # a power of two, for Triton
 NUM_WARPS = 8
 
 
+def num_programs(z: jax.Array) -> int:
+    """Programs that each kernel launches for a state `[B, D]`."""
+    batch, features = z.shape
+    return batch * pl.cdiv(features, STRETCH)
+
+
 def inner_products(
     steps: jax.Array, filled: jax.Array, gz: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ this. Arithmetic is in float32 or better. `jnp.maximum` is avoided: Pallas on GP
 and a ReLU would hide a sample that has diverged.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -255,6 +256,11 @@ def _pull_back(new_program, relu, count, *refs):
         return carry
 
     program.over_blocks(write, 0)
+
+
+def num_programs(x: jax.Array, num_groups: int) -> int:
+    """Programs that a group norm of `x`, `[B, H, W, C]`, launches."""
+    return math.prod(_Call(x, num_groups).grid)
 
 
 class _Call:

@@ -1,7 +1,7 @@
 """Launching Pallas kernels on NVIDIA GPUs, or in JAX's interpreter.
 
-`config.pallas` chooses them. Each has a reference form in plain JAX, which tests compare it with
-and which other hardware uses.
+`config.pallas` chooses them, see `enabled`. Each has a reference form in plain JAX, which tests
+compare it with and which other hardware uses.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,32 @@ import jax
 from jax.experimental import pallas as pl
 
 from mdeq_jax import hardware
+
+# Programs that a kernel needs to be faster than XLA's form: about two a multiprocessor of an H200.
+MIN_PROGRAMS = 256
+
+
+def enabled(pallas: bool | None, num_programs: int = MIN_PROGRAMS) -> bool:
+    """Whether an operation uses its Pallas kernel; decided while JAX traces.
+
+    Args:
+        pallas: True uses it on every GPU, False never. None uses it on a GPU if this JAX can
+            compile it and there is enough work.
+        num_programs: programs that the kernel would be launched with.
+    """
+    if hardware.target().platform != "gpu":
+        return False
+    if pallas is None:
+        return num_programs >= MIN_PROGRAMS and _has_triton()
+    return pallas
+
+
+def _has_triton() -> bool:
+    try:
+        triton()
+    except ImportError:
+        return False
+    return True
 
 
 def launch(kernel: Callable, grid: tuple[int, ...], out_shape, *args, num_warps: int):

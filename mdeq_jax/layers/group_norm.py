@@ -12,6 +12,7 @@ from jax import lax
 
 from mdeq_jax import hardware
 from mdeq_jax.kernels import group_norm as kernels
+from mdeq_jax.kernels.launch import enabled
 
 EPS = 1e-5
 
@@ -23,7 +24,7 @@ def group_norm(
     *,
     residual: jax.Array | None = None,
     relu: bool = False,
-    pallas: bool = False,
+    pallas: bool | None = False,
 ) -> jax.Array:
     """Group normalisation (Wu, He 2018) over space and the channels of a group.
 
@@ -34,12 +35,13 @@ def group_norm(
         residual: `[B, H, W, C]` in the type of `x`, added to the result; None: nothing.
         relu: whether to apply a ReLU after that.
         pallas: computes all of it in one Pallas kernel, and its pullback in another (GPU only). It
-            does not support forward mode (`jax.jvp`) then.
+            does not support forward mode (`jax.jvp`) then. None decides by the batch size, see
+            `kernels.launch.enabled`.
 
     Returns:
         `[B, H, W, C]` in the type of `x`.
     """
-    with_pallas = pallas and hardware.target().platform == "gpu"
+    with_pallas = enabled(pallas, kernels.num_programs(x, num_groups))
     form = _pallas_group_norm if with_pallas else _reference_group_norm
     return form(num_groups, relu, x, affine, residual)
 

@@ -29,13 +29,13 @@ SOLVERS: dict[str, Callable[..., Solution]] = {
 }
 
 
-def build_solver(settings, where: str, *, pallas: bool = False) -> Callable[..., Solution]:
+def build_solver(settings, where: str, *, pallas: bool | None = False) -> Callable[..., Solution]:
     """A solver of `SOLVERS` with the settings of `config.solver.forward` or `.backward`.
 
     Args:
         settings: `name`, `max_steps`, `tol`, `stop_mode`, and options, None if not set.
         where: name of `settings` in error messages.
-        pallas: whether a solver that has Pallas kernels uses them.
+        pallas: whether a solver that has Pallas kernels uses them; None lets it decide.
 
     Raises:
         ValueError: unknown name or stop mode, an option that this solver does not have, or a
@@ -46,8 +46,8 @@ def build_solver(settings, where: str, *, pallas: bool = False) -> Callable[...,
     function = SOLVERS[settings.name]
     common = {name: settings[name] for name in ("max_steps", "tol", "stop_mode")}
     options = chosen_options(function, settings, where, common=("name", *common))
-    if pallas and "pallas" in inspect.signature(function).parameters:
-        options["pallas"] = True
+    if "pallas" in inspect.signature(function).parameters:
+        options["pallas"] = pallas
     solver = partial(function, **common, **options)
     try_out(where, lambda z: solver(jnp.cos, z).z)
     return solver

@@ -26,6 +26,7 @@ from jax import lax
 
 from mdeq_jax import hardware
 from mdeq_jax.kernels import broyden_history
+from mdeq_jax.kernels.launch import enabled
 from mdeq_jax.solvers.inverse import InverseEstimate
 from mdeq_jax.solvers.loop import iterate
 from mdeq_jax.solvers.solution import Solution
@@ -60,7 +61,7 @@ def broyden(
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
     keep_inverse: bool = False,
-    pallas: bool = False,
+    pallas: bool | None = False,
 ) -> Solution:
     """Solves f(z) = z by Broyden's method, every sample separately.
 
@@ -77,7 +78,8 @@ def broyden(
         record_at: steps after which the best iterates are recorded in the solution, ascending.
         keep_inverse: whether the solution has the `InverseEstimate`. It keeps all the steps in
             memory, `max_steps` states.
-        pallas: uses Pallas kernels that read only the filled rows of the history (GPU only).
+        pallas: uses Pallas kernels that read only the filled rows of the history (GPU only); None
+            decides by the size of the state, see `kernels.launch.enabled`.
 
     Returns:
         A `Solution`.
@@ -91,7 +93,7 @@ def broyden(
         raise ValueError(
             f"history_dtype must be None or one of {HISTORY_DTYPES}; got {history_dtype!r}."
         )
-    reading = _reading(pallas)
+    reading = _reading(pallas, z0)
     solution = iterate(
         f,
         z0,
@@ -166,9 +168,10 @@ _ONE_PASS = _Reading(_inner_products_in_one_pass, _direction)
 _PALLAS = _Reading(_pallas_inner_products, _pallas_direction)
 
 
-def _reading(pallas: bool) -> _Reading:
-    on_gpu = hardware.target().platform == "gpu"
-    return _REFERENCE if not on_gpu else _PALLAS if pallas else _ONE_PASS
+def _reading(pallas: bool | None, z0: jax.Array) -> _Reading:
+    if hardware.target().platform != "gpu":
+        return _REFERENCE
+    return _PALLAS if enabled(pallas, broyden_history.num_programs(z0)) else _ONE_PASS
 
 
 def _empty_history(rows: int, stored: jnp.dtype, z: jax.Array) -> _History:

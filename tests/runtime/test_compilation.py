@@ -9,7 +9,12 @@ import jax
 import jaxlib
 import pytest
 
-from mdeq_jax.runtime.compilation import choose_convolutions, keep_compiled_programs
+from mdeq_jax.runtime import compilation
+from mdeq_jax.runtime.compilation import (
+    choose_convolutions,
+    choose_loop_graphs,
+    keep_compiled_programs,
+)
 
 
 @pytest.fixture
@@ -120,3 +125,19 @@ def test_flags_of_the_user_come_first(version, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=+dot")
     choose_convolutions()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type=+dot"
+
+
+@pytest.mark.parametrize("plugin", [None, "jax_cuda13_plugin"])
+def test_loop_graphs_need_the_cuda_plugin(plugin, monkeypatch):
+    monkeypatch.setattr(compilation, "find_spec", lambda name: name if name == plugin else None)
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    choose_loop_graphs()
+    expected = ["--mine", *(compilation.LOOP_GRAPHS if plugin else ())]
+    assert os.environ["XLA_FLAGS"].split() == expected
+
+
+def test_loop_graphs_respect_the_users_flags(monkeypatch):
+    monkeypatch.setattr(compilation, "find_spec", lambda name: name)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
+    choose_loop_graphs()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_command_buffer="

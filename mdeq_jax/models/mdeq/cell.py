@@ -58,7 +58,7 @@ class CellSpec(NamedTuple):
     post_gn_affine: bool
     dropout: float
     dtype: jnp.dtype | None = None
-    pallas: bool = False
+    pallas: bool | None = False
 
     @property
     def num_scales(self) -> int:
