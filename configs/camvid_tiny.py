@@ -7,9 +7,9 @@ Data: CamVid road scenes, 367 training and 101 validation images of 480x360 pixe
 SegNet (1511.00561); no other training data.
 Result: 80.9 and 84.8 % of the validation pixels, 37.0 and 39.8 % mIoU (two runs), in 10 and 13
 minutes on a 2-core CPU that had other work too.
-To beat, on the validation set: the commonest class of the training set everywhere (road) gets
-2.7 % mIoU and 29.5 % of the pixels, the commonest class of each place in the image 16.7 % and
-59.0 %.
+Baselines on the validation set: the commonest class of the training set everywhere (road) gives
+2.7 % mIoU and 29.5 % of the pixels; the commonest class of each position in the image gives
+16.7 % and 59.0 %.
 
     python train.py --config=configs/camvid_tiny.py --config.data.data_dir=DIR
     python eval.py --config=configs/camvid_tiny.py --config.data.data_dir=DIR \\

@@ -1,11 +1,13 @@
 """Every field that a config may set, with its default.
 
-A config starts from `get_config()`, changes what it needs and returns it; the command line may
+A config starts from `get_config()`, changes some fields and returns it. The command line may
 override any field (`--config.solver.forward.max_steps=20`). Fields that are not declared here are
-refused. A field that is `None` here leaves the choice to the part that reads it, and setting it
-for a part that does not have it (a ring size `m` for Broyden, say) is an error. Settings of what
-is switched off (of the backward solver, where the gradient solves nothing) are said at the start.
-The command line cannot make a number `None` that a config has set: write a config that does not.
+refused.
+
+A field that is `None` here takes the default of the function that reads it. Setting it for a
+function that does not have it (a ring size `m` for Broyden, for example) is an error. Settings
+without an effect on the run (of the backward solver, if the gradient solves nothing) are listed
+when the run starts. The command line cannot set a number back to `None`: write a config instead.
 """
 
 import ml_collections
@@ -18,7 +20,7 @@ def _solver(max_steps: int) -> ml_collections.ConfigDict:
             name="broyden",  # "broyden", "anderson" or "fixed_point_iteration"
             max_steps=max_steps,
             tol=1e-3,
-            stop_mode="rel",  # "rel": |f(z) - z| / |f(z)|, "abs": |f(z) - z|; each sample its own
+            stop_mode="rel",  # "rel": |f(z) - z| / |f(z)|, "abs": |f(z) - z|; per sample
             history_dtype=placeholder(str),  # broyden: "float32" or "bfloat16"
             m=placeholder(int),  # anderson: ring size
             lam=placeholder(float),  # anderson: regularisation of the Gram matrix
@@ -29,9 +31,9 @@ def _solver(max_steps: int) -> ml_collections.ConfigDict:
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns the defaults: the settings that most of the released experiments share."""
+    """Returns the defaults, which most of the released experiments share."""
     config = ml_collections.ConfigDict()
-    config.name = "default"  # also the default work directory, runs/NAME
+    config.name = "default"  # also names the default work directory, runs/NAME
     config.seed = 0
     config.task = placeholder(str)  # None: the task that the model's family is for
     config.precision = "float32"  # or "bfloat16": of the network; the solver state is float32
@@ -70,23 +72,25 @@ def get_config() -> ml_collections.ConfigDict:
             # "ift", "phantom", "neumann", "one_step", "shine", "reversible" or "unroll"
             name="ift",
             linearize_at=placeholder(str),  # ift: "z_star" or "f_z_star"
-            # ift, refined shine: what becomes of a sample whose adjoint solve ends worse than it
-            # began: "damped": a truncated sum instead (ift's default), "keep" it (shine's), "cap":
-            # limit its length
+            # ift, refined shine: the solution of a sample whose adjoint solve ends worse than it
+            # began: "damped" replaces it with a truncated sum (ift's default), "keep" keeps it
+            # (shine's), "cap" limits its length
             unconverged=placeholder(str),
-            # phantom, neumann: number of terms; reversible, unroll: of steps, in the place of the
-            # forward solver's, if fewer than its max_steps
+            # phantom, neumann: number of terms; reversible, unroll: number of steps, if fewer than
+            # the forward solver's max_steps
             steps=placeholder(int),
             tau=placeholder(float),  # phantom, neumann, unroll: damping
             beta=placeholder(float),  # reversible: relaxation
-            remat=placeholder(bool),  # unroll: compute steps again instead of keeping them
-            refine_steps=placeholder(int),  # shine: of a backward solve that its estimate starts
+            remat=placeholder(bool),  # unroll: recompute steps instead of keeping them
+            refine_steps=placeholder(
+                int
+            ),  # shine: of a backward solve that starts from its estimate
         )
     )
     config.jacobian = ml_collections.ConfigDict(
         dict(
             weight=0.0,  # of the Jacobian loss in the equilibrium phase
-            frequency=0.0,  # probability that a step applies it
+            frequency=0.0,  # probability that a step includes it
             increment_every=placeholder(int),  # steps after which the weight grows by 0.1
             stop_epoch=placeholder(int),  # from this epoch on the weight is 0
             pretrain_weight=0.0,  # in the pretraining phase
@@ -105,17 +109,17 @@ def get_config() -> ml_collections.ConfigDict:
             schedule="cosine",  # or "step", "polynomial", "constant"
             warmup_steps=0,  # the rate rises linearly over these, before the schedule begins
             decay_epochs=placeholder(tuple),  # step: when the rate falls
-            decay_factor=placeholder(float),  # step: what it is multiplied by; None: 0.1
+            decay_factor=placeholder(float),  # step: factor of each decay; None: 0.1
             decay_power=placeholder(float),  # polynomial; None: 0.9
-            grad_clip=placeholder(float),  # global norm; inf, as None: no clipping
-            accumulate_steps=1,  # parts in which each device takes its share of a batch
-            ema_decay=placeholder(float),  # moving average of the weights, which is evaluated
+            grad_clip=placeholder(float),  # global norm; inf or None: no clipping
+            accumulate_steps=1,  # parts into which each device splits its share of a batch
+            ema_decay=placeholder(float),  # moving average of the weights, used in evaluation
             max_skipped_updates=20,  # in a row, with a loss or gradient that is not finite
             label_smoothing=0.0,
             class_weights=placeholder(object),  # segmentation: "cityscapes", or a number a class
-            ohem_threshold=placeholder(float),  # segmentation: learn from pixels predicted under it
-            ohem_min_kept=placeholder(int),  # and from no fewer than this many of a batch
-            sync_batch_norm=False,  # statistics over all devices instead of each its own
+            ohem_threshold=placeholder(float),  # segmentation: train on pixels predicted below it
+            ohem_min_kept=placeholder(int),  # and on at least this many pixels of a batch
+            sync_batch_norm=False,  # statistics over all devices instead of one device
             pretrain_steps=0,  # steps that train `pretrain_layers` plain layers first
             pretrain_layers=0,
             random_forward_delta=0,  # steps with the Jacobian loss vary their limit: U{-delta..1}
@@ -128,8 +132,8 @@ def get_config() -> ml_collections.ConfigDict:
             image_size=(8, 8),  # height, width of a training image
             augment=False,  # the set's usual random transforms of training images
             num_workers=0,  # processes that decode and transform; 0 is this process
-            on_error="raise",  # or "skip": count and report unreadable examples
-            convert_to_rgb=False,  # sets of files: grey, CMYK, 16-bit, ... images are no error
+            on_error="raise",  # or "skip": count, report and omit unreadable examples
+            convert_to_rgb=False,  # image files: convert grey, CMYK, 16-bit, ... images
             eval_split=placeholder(str),  # camvid: "val" (None) or "test"
             eval_image_size=placeholder(tuple),  # segmentation: whole images are padded to this
             base_size=placeholder(int),  # segmentation: longer side at scale 1; None: the set's
@@ -163,7 +167,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict(
         dict(
             every_epochs=1.0,
-            keep=3,  # how many of the newest; the best is kept besides, in WORKDIR/best
+            keep=3,  # number of newest checkpoints; WORKDIR/best holds the best one
         )
     )
     return config

@@ -1,8 +1,8 @@
 """A two-scale MDEQ on scikit-learn's handwritten digits: real images, nothing to download.
 
-1,797 images of 8x8 pixels (UCI optical digits, test set), 1,437 of them for training. A recipe to
-trust rather than the fastest: the exact implicit gradient, with forward and backward solves that
-converge. What makes them converge is the Jacobian loss (Bai, Koltun, Kolter 2021, 2106.14342).
+1,797 images of 8x8 pixels (UCI optical digits, test set), 1,437 of them for training. The
+recipe is reliable rather than fast: the exact implicit gradient, with forward and backward solves
+that converge. The Jacobian loss makes them converge (Bai, Koltun, Kolter 2021, 2106.14342).
 
     python train.py --config=configs/digits.py
 """
