@@ -27,37 +27,9 @@ from typing import NamedTuple
 
 from absl import app, flags, logging
 
-from benchmarks.report import markdown
+from benchmarks.gpu_table import TARGETS, table
 from mdeq_jax.runtime.compilation import LOOP_GRAPHS
 
-
-class Target(NamedTuple):
-    """One network: the original's figures (PyTorch, one H200, TF32) and the aims.
-
-    Attributes:
-        batch: images a step.
-        steps: forward and backward solver steps.
-        train, train_aim: images a second, training.
-        infer, infer_aim: images a second, inference.
-        memory, memory_aim: GB of a training step.
-    """
-
-    batch: int
-    steps: tuple[int, int]
-    train: float
-    train_aim: float
-    infer: float
-    infer_aim: float
-    memory: float
-    memory_aim: float
-
-
-# In order of worth.
-TARGETS = {
-    "cifar10_large": Target(96, (18, 20), 343, 2740, 646, 7000, 3.1, 1.5),
-    "imagenet_small": Target(128, (26, 27), 160, 1280, 387, 3000, 10.3, 5.1),
-    "cifar10_tiny": Target(64, (18, 20), 514, 4100, 1109, 12000, 0.7, 0.35),
-}
 _HISTORY = [f"--config.solver.{way}.history_dtype=bfloat16" for way in ("forward", "backward")]
 PRECISIONS = {"float32": [], "bfloat16": _HISTORY}
 GRAPHS = " ".join(LOOP_GRAPHS)
@@ -234,39 +206,6 @@ def read_reports(folder: Path) -> dict[Process, dict[str, dict]]:
                     report |= json.loads(memory.read_text())
                 reports.setdefault(process, {})[mode] = report
     return reports
-
-
-def table(reports: dict[Process, dict[str, dict]]) -> str:
-    """All programs next to the original's figures."""
-    rows, machines = [], set()
-    for process, modes in sorted(reports.items(), key=lambda item: item[0].name):
-        target = TARGETS[process.config]
-        for mode, report in modes.items():
-            training = mode == "training"
-            original, aim = (
-                (target.train, target.train_aim) if training else (target.infer, target.infer_aim)
-            )
-            rate, peak = report["images_per_second"], report.get("peak_bytes")
-            machines.add(report["machine"])
-            rows.append(
-                (
-                    f"{process.config}, batch {report['batch']}, {mode}",
-                    process.precision,
-                    process.variant.replace("_", " + "),
-                    f"{1e3 * report['seconds']['median']:.2f}",
-                    f"{rate:,.0f}",
-                    f"{rate / original:.2f}",
-                    f"{aim:,.0f}",
-                    "ended early" if report["ended_early"] else "yes" if rate >= aim else "no",
-                    f"{report['planned_bytes'] / 1e9:.2f}",
-                    "" if peak is None else f"{peak / 1e9:.2f}",
-                    f"{target.memory_aim}" if training else "",
-                    f"{report['trace_s']:.0f} + {report['compile_s']:.0f}",
-                )
-            )
-    head = ("network", "precision", "variant", "ms", "images/s", "x original", "aim", "reached")
-    head += ("GB planned", "GB peak", "GB aim", "trace + compile, s")
-    return f"{markdown(head, rows)}\n{'; '.join(sorted(machines))}"
 
 
 def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
