@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from mdeq_jax.convert import KNOWN_ARCHITECTURES
+from mdeq_jax.convert.entries import count_parameters
 from mdeq_jax.convert.mdeq.architectures import architecture_of
-from mdeq_jax.convert.mdeq.names import count_parameters, name_table
+from mdeq_jax.convert.mdeq.names import name_table
 from mdeq_jax.models import build_model
 
 CONFIGS = sorted(

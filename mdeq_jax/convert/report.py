@@ -2,9 +2,10 @@
 
 import os
 
+from mdeq_jax.convert.entries import count_parameters
 from mdeq_jax.convert.errors import printable
 from mdeq_jax.convert.mdeq.architectures import recognise
-from mdeq_jax.convert.mdeq.names import count_parameters, name_table
+from mdeq_jax.convert.mdeq.names import name_table
 from mdeq_jax.convert.mdeq.variants import standard_names
 from mdeq_jax.convert.state_dict import Conversion
 from mdeq_jax.convert.torch_file.unpickle import load_torch_file

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from absl import logging
 
+from mdeq_jax.convert.entries import Misfit, count_parameters, find_misfit
 from mdeq_jax.convert.errors import WeightsFileError, printable
+from mdeq_jax.convert.families import weight_names
 from mdeq_jax.convert.mdeq.architectures import architecture_of, overrides, recognise
-from mdeq_jax.convert.mdeq.names import CELL, Misfit, count_parameters, find_misfit, name_table
-from mdeq_jax.convert.mdeq.variants import TORCHDEQ_CELL, Named, standard_names
+from mdeq_jax.convert.mdeq.variants import Named
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -56,8 +57,8 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], config: "ConfigDict
 
 def convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conversion:
     """Does what `convert_state_dict` does, and returns a report as well."""
-    named = standard_names(state_dict)
-    table = name_table(config.model)
+    names = weight_names(config)
+    named, table = names.standard_names(state_dict), names.table(config.model)
     misfit = find_misfit(named.tensors, table)
     if misfit.count:
         raise WeightsFileError(_explain(misfit, named, config))
@@ -97,16 +98,15 @@ def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.
     Raises:
         WeightsFileError: the variables are of another network; lists the differences.
     """
-    table = name_table(config.model)
+    names = weight_names(config)
+    table = names.table(config.model)
     leaves: dict[tuple[str, ...], np.ndarray] = dict(_flatten(variables))
     paths = {entry.path for entry in table if entry.path is not None}
     wrong = [f"missing {'/'.join(path)}" for path in sorted(paths - leaves.keys())]
     wrong += [f"unexpected {'/'.join(path)}" for path in sorted(leaves.keys() - paths)]
     state_dict = {}
     for entry in table:
-        name = entry.torch_name
-        if config.model.fuse_weight_norm and name.startswith(CELL):
-            name = TORCHDEQ_CELL + name.removeprefix(CELL)
+        name = names.exported_name(config.model, entry.torch_name)
         if entry.path is None:
             state_dict[name] = np.zeros((), np.int64)
         elif entry.path in leaves:

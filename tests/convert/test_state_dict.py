@@ -332,3 +332,10 @@ def test_more_scales_than_an_image_has_are_not_tried():
     many["classifier.weight"] = np.zeros((2, 2), np.float32)
     many["incre_modules.0.0.conv1.weight"] = kernel
     assert recognise(many).architecture is None
+
+
+def test_a_family_without_a_table_of_names():
+    config = load_config("default", name="perceptron")
+    for call in (convert_state_dict, export_state_dict):
+        with pytest.raises(WeightsFileError, match=r"model\.name='perceptron', only for \['mdeq"):
+            call({}, config)

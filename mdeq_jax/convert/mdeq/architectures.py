@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from mdeq_jax.convert.mdeq.names import CELL, Misfit, find_misfit, name_table
+from mdeq_jax.convert.entries import Misfit, find_misfit
+from mdeq_jax.convert.mdeq.names import CELL, name_table
 
 Item = TypeVar("Item")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -127,8 +128,8 @@ def _branch(shapes: Shapes, i: int) -> tuple[int, int, int, int] | None:
         second = _kernel_shape(shapes, f"{CELL}branches.{i}.blocks.{b}.conv2")
         sizes += [kernel[2], second[2] if second else 3]
     num_big = len(list(takewhile(lambda size: size == 5, sizes)))
-    wide, channels = first[0][:2]
-    return channels, len(first), num_big, wide // channels
+    hidden, channels = first[0][:2]
+    return channels, len(first), num_big, hidden // channels
 
 
 def _head(shapes: Shapes) -> dict | None:

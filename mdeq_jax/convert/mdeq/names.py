@@ -5,48 +5,13 @@ name and shape in PyTorch, its path in the Flax variables and the change of layo
 exporting, checking and recognising a file all use this table.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
-import numpy as np
-from einops import rearrange
+from mdeq_jax.convert.entries import CONV, GAIN, LINEAR, VECTOR, Entry
 
 CELL = "fullstage."  # prefix of the names in the equilibrium cell
 _BOTTLENECK_EXPANSION = 4
-
-
-class Rule(NamedTuple):
-    """A change of layout and its inverse."""
-
-    to_flax: Callable[[np.ndarray], np.ndarray]
-    to_torch: Callable[[np.ndarray], np.ndarray]
-
-
-CONV = Rule(
-    lambda w: rearrange(w, "c_out c_in height width -> height width c_in c_out"),
-    lambda w: rearrange(w, "height width c_in c_out -> c_out c_in height width"),
-)
-LINEAR = Rule(lambda w: w.T, lambda w: w.T)
-GAIN = Rule(lambda g: g.reshape(-1), lambda g: g.reshape(-1, 1, 1, 1))  # weight norm's g
-VECTOR = Rule(lambda v: v, lambda v: v)
-
-
-class Entry(NamedTuple):
-    """One tensor.
-
-    Attributes:
-        torch_name: key in the state dict.
-        shape: in the state dict.
-        path: keys in the Flax variables, collection first; None for `num_batches_tracked`, which
-            only PyTorch uses.
-        rule: change of layout.
-    """
-
-    torch_name: str
-    shape: tuple[int, ...]
-    path: tuple[str, ...] | None
-    rule: Rule
 
 
 def name_table(model) -> list[Entry]:
@@ -55,14 +20,7 @@ def name_table(model) -> list[Entry]:
     Args:
         model: `config.model`, or an `Architecture`.
     """
-    entries = [*_stem(model), *_cell(model)]
-    head = _segmentation_head if model.name == "mdeq_segmenter" else _classification_head
-    return [*entries, *head(model)]
-
-
-def count_parameters(table: list[Entry]) -> int:
-    """Returns the number of trainable parameters, without running statistics and counters."""
-    return sum(int(np.prod(e.shape)) for e in table if e.path is not None and e.path[0] == "params")
+    return [*_stem(model), *_cell(model), *_HEADS[model.name](model)]
 
 
 def _conv(name, path, shape, *, weight_norm=False, bias=False) -> Iterator[Entry]:
@@ -129,8 +87,8 @@ def _cell(model) -> Iterator[Entry]:
 
 
 def _block(name, path, channels, num_big, model) -> Iterator[Entry]:
-    wide = channels * model.expansion
-    for n, (c_out, c_in) in enumerate(((wide, channels), (channels, wide)), start=1):
+    hidden = channels * model.expansion
+    for n, (c_out, c_in) in enumerate(((hidden, channels), (channels, hidden)), start=1):
         shape = (c_out, c_in, 5 if n <= num_big else 3)
         yield from _conv(
             f"{name}.conv{n}", (*path, f"conv{n}"), shape, weight_norm=model.weight_norm
@@ -177,40 +135,4 @@ def _segmentation_head(model) -> Iterator[Entry]:
     yield from _conv("last_layer.3", ("head", "classifier"), shape, bias=True)
 
 
-class Misfit(NamedTuple):
-    """How named tensors differ from a table, one line each; empty if they fit.
-
-    Attributes:
-        missing: names that are in the table but not among the tensors.
-        unexpected: names that are among the tensors but not in the table.
-        misshapen: names with both shapes (or with a type that no weight has).
-    """
-
-    missing: list[str]
-    unexpected: list[str]
-    misshapen: list[str]
-
-    @property
-    def count(self) -> int:
-        """Number of tensors that do not fit."""
-        return sum(map(len, self))
-
-
-def find_misfit(tensors: Mapping[str, np.ndarray], table: list[Entry]) -> Misfit:
-    """Compares named tensors with a table. PyTorch's counters may be absent."""
-    missing, misshapen = [], []
-    for entry in table:
-        if entry.torch_name not in tensors:
-            if entry.path is not None:
-                missing.append(entry.torch_name)
-            continue
-        tensor = tensors[entry.torch_name]
-        if tensor.shape != entry.shape:
-            misshapen.append(
-                f"{entry.torch_name}: {list(tensor.shape)} in the file, "
-                f"{list(entry.shape)} in the network"
-            )
-        elif entry.path is not None and tensor.dtype.kind in "biuc":
-            misshapen.append(f"{entry.torch_name}: {tensor.dtype} in the file, a weight is a float")
-    known = {entry.torch_name for entry in table}
-    return Misfit(missing, [name for name in tensors if name not in known], misshapen)
+_HEADS = {"mdeq_classifier": _classification_head, "mdeq_segmenter": _segmentation_head}

@@ -111,3 +111,10 @@ def _cell_tensor(tensors, name) -> np.ndarray | None:
     g, v = g.astype(np.float32), v.astype(np.float32)
     norm = np.sqrt(np.sum(np.square(v), axis=(1, 2, 3), keepdims=True))
     return v * (g / np.maximum(norm, np.finfo(np.float32).tiny))
+
+
+def exported_name(model, name: str) -> str:
+    """Returns the name of a tensor in an exported file: TorchDEQ's with `fuse_weight_norm`."""
+    if model.fuse_weight_norm and name.startswith(CELL):
+        return TORCHDEQ_CELL + name.removeprefix(CELL)
+    return name

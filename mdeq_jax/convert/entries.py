@@ -1,0 +1,84 @@
+"""The tensors of a PyTorch state dict, one entry each, and the comparison of a file with them."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange
+
+
+class Rule(NamedTuple):
+    """A change of layout and its inverse."""
+
+    to_flax: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+CONV = Rule(
+    lambda w: rearrange(w, "c_out c_in height width -> height width c_in c_out"),
+    lambda w: rearrange(w, "height width c_in c_out -> c_out c_in height width"),
+)
+LINEAR = Rule(lambda w: w.T, lambda w: w.T)
+GAIN = Rule(lambda g: g.reshape(-1), lambda g: g.reshape(-1, 1, 1, 1))  # weight norm's g
+VECTOR = Rule(lambda v: v, lambda v: v)
+
+
+class Entry(NamedTuple):
+    """One tensor.
+
+    Attributes:
+        torch_name: key in the state dict.
+        shape: in the state dict.
+        path: keys in the Flax variables, collection first; None for `num_batches_tracked`, which
+            only PyTorch uses.
+        rule: change of layout.
+    """
+
+    torch_name: str
+    shape: tuple[int, ...]
+    path: tuple[str, ...] | None
+    rule: Rule
+
+
+def count_parameters(table: list[Entry]) -> int:
+    """Returns the number of trainable parameters, without running statistics and counters."""
+    return sum(int(np.prod(e.shape)) for e in table if e.path is not None and e.path[0] == "params")
+
+
+class Misfit(NamedTuple):
+    """How named tensors differ from a table, one line each; empty if they fit.
+
+    Attributes:
+        missing: names that are in the table but not among the tensors.
+        unexpected: names that are among the tensors but not in the table.
+        misshapen: names with both shapes (or with a type that no weight has).
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+
+    @property
+    def count(self) -> int:
+        """Number of tensors that do not fit."""
+        return sum(map(len, self))
+
+
+def find_misfit(tensors: Mapping[str, np.ndarray], table: list[Entry]) -> Misfit:
+    """Compares named tensors with a table. PyTorch's counters may be absent."""
+    missing, misshapen = [], []
+    for entry in table:
+        if entry.torch_name not in tensors:
+            if entry.path is not None:
+                missing.append(entry.torch_name)
+            continue
+        tensor = tensors[entry.torch_name]
+        if tensor.shape != entry.shape:
+            misshapen.append(
+                f"{entry.torch_name}: {list(tensor.shape)} in the file, "
+                f"{list(entry.shape)} in the network"
+            )
+        elif entry.path is not None and tensor.dtype.kind in "biuc":
+            misshapen.append(f"{entry.torch_name}: {tensor.dtype} in the file, a weight is a float")
+    known = {entry.torch_name for entry in table}
+    return Misfit(missing, [name for name in tensors if name not in known], misshapen)
