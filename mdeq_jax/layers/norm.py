@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.layers.group_norm import EPS
+from mdeq_jax.parallel import mean_over_devices, num_devices
 
 
 class Affine(nn.Module):
@@ -33,12 +34,12 @@ class BatchNorm(nn.Module):
     Attributes:
         use_affine: whether there are a scale and a bias.
         momentum: weight of the old running statistics, 1 - PyTorch's `momentum`.
-        axis_name: pmap axis over which the statistics are averaged; None: each device has its own.
+        sync: whether the statistics are averaged over the devices of the batch axis.
     """
 
     use_affine: bool = True
     momentum: float = 0.9
-    axis_name: str | None = None
+    sync: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -51,8 +52,8 @@ class BatchNorm(nn.Module):
             # Two passes: a mean square less a squared mean would cancel the digits they share.
             mean, count = self._mean(x32), x.size // channels
             var = self._mean(jnp.square(x32 - mean[None, None, None, :]))
-            if self.axis_name is not None:
-                count *= lax.axis_size(self.axis_name)
+            if self.sync:
+                count *= num_devices()
             unbiased = var * (count / max(count - 1, 1))
             for running, new in ((running_mean, mean), (running_var, unbiased)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
@@ -70,4 +71,4 @@ class BatchNorm(nn.Module):
     def _mean(self, x):
         """`[C]` mean of each channel, over the batch of all devices if they share it."""
         mean = jnp.mean(x, (0, 1, 2))
-        return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)
+        return mean_over_devices(mean) if self.sync else mean

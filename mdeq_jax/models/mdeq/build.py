@@ -16,7 +16,6 @@ from mdeq_jax.models.mdeq.validate import (
     validate_classifier,
     validate_segmenter,
 )
-from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.solvers import build_solver
 
 if TYPE_CHECKING:
@@ -96,8 +95,7 @@ def _cell_spec(config: "ConfigDict") -> CellSpec:
 
 
 def _batch_norm(config: "ConfigDict", momentum: float) -> BatchNorm:
-    axis_name = BATCH_AXIS if config.train.sync_batch_norm else None
-    return BatchNorm(momentum=momentum, axis_name=axis_name, parent=None)
+    return BatchNorm(momentum=momentum, sync=config.train.sync_batch_norm, parent=None)
 
 
 _BODY_FIELDS = (
