@@ -148,7 +148,10 @@ def test_bfloat16_computes_in_bfloat16_and_solves_in_float32(small_config):
 
 @pytest.fixture
 def exact(small_config, x64):
-    """A small MDEQ in float64 solved to rounding: model, variables, images, loss of variables."""
+    """A small MDEQ in float64 solved to rounding: model, variables, images, direction, loss.
+
+    The loss of parameters and images also returns the status of the forward solve.
+    """
     for solver in (small_config.solver.forward, small_config.solver.backward):
         solver.max_steps, solver.tol = 120, 1e-13
     model, variables, images = build(small_config)
@@ -157,15 +160,13 @@ def exact(small_config, x64):
 
     def loss(params, images):
         out = model.apply({**variables, "params": params}, images)
-        return jnp.sum(out.logits * direction)
+        return jnp.sum(out.logits * direction), out.solution.status
 
     return model, variables, images, direction, loss
 
 
 def test_whole_model_against_unrolled_autodiff(exact):
     model, variables, images, direction, loss = exact
-    out = jax.jit(model.apply)(variables, images)
-    assert (out.solution.status == Status.CONVERGED).all()
 
     def unrolled(params, images):
         bound = {**variables, "params": params}
@@ -177,16 +178,23 @@ def test_whole_model_against_unrolled_autodiff(exact):
         z, _ = jax.lax.scan(layer, problem.z0, length=100)
         return jnp.sum(model.apply(bound, z, method="read_out") * direction)
 
-    implicit = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], images)
-    expected = jax.jit(jax.grad(unrolled, argnums=(0, 1)))(variables["params"], images)
+    @jax.jit
+    def both(params, images):
+        implicit, status = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
+        return implicit, jax.grad(unrolled, argnums=(0, 1))(params, images), status
+
+    implicit, expected, status = both(variables["params"], images)
+    assert (status == Status.CONVERGED).all()
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for ours, theirs in zip(jax.tree.leaves(implicit), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * scale)
 
 
+@pytest.mark.slow
 def test_whole_model_check_grads(exact):
     _, variables, images, _, loss = exact
-    check_grads(jax.jit(loss), (variables["params"], images), 1, modes=["rev"], eps=1e-7)
+    value = jax.jit(lambda *args: loss(*args)[0])
+    check_grads(value, (variables["params"], images), 1, modes=["rev"], eps=1e-7)
 
 
 @pytest.mark.parametrize(
