@@ -4,6 +4,7 @@ import os
 
 from mdeq_jax.convert.entries import count_parameters
 from mdeq_jax.convert.errors import printable
+from mdeq_jax.convert.language.recognise import recognise as recognise_language
 from mdeq_jax.convert.mdeq.architectures import recognise
 from mdeq_jax.convert.mdeq.names import name_table
 from mdeq_jax.convert.mdeq.variants import standard_names
@@ -27,16 +28,22 @@ def inspect_file(path: str | os.PathLike) -> str:
         f"{name:<{width}}  {tensor.dtype}  {list(tensor.shape)}"
         for name, tensor in zip(names, state_dict.values())
     ]
-    named = standard_names(state_dict)
-    found = recognise(named.tensors)
     numbers = sum(tensor.size for tensor in state_dict.values())
     lines.append(f"{os.fspath(path)}: {len(state_dict):,} tensors of {numbers:,} numbers")
-    if found.architecture is not None:
-        parameters = count_parameters(name_table(found.architecture))
+    language = recognise_language(state_dict)
+    if language is not None:
+        named, parameters, text = language.named, language.parameters, language.text
+    else:
+        named = standard_names(state_dict)
+        found, parameters = recognise(named.tensors), None
+        text = found.text
+        if found.architecture is not None:
+            parameters = count_parameters(name_table(found.architecture))
+    if parameters is not None:
         lines.append(f"parameters: {parameters:,}")
     lines += [f"note: {note}" for note in named.notes]
     lines += [f"not part of the network: {line}" for line in named.ignored]
-    return "\n".join([*lines, f"recognised as: {found.text}"])
+    return "\n".join([*lines, f"recognised as: {text}"])
 
 
 def summarize(conversion: Conversion) -> str:

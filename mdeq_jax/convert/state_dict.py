@@ -9,6 +9,8 @@ from absl import logging
 from mdeq_jax.convert.entries import Misfit, count_parameters, find_misfit
 from mdeq_jax.convert.errors import WeightsFileError, printable
 from mdeq_jax.convert.families import weight_names
+from mdeq_jax.convert.language import state_dict as language
+from mdeq_jax.convert.language.recognise import recognise as recognise_language
 from mdeq_jax.convert.mdeq.architectures import architecture_of, overrides, recognise
 from mdeq_jax.convert.mdeq.variants import Named
 
@@ -39,7 +41,8 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], config: "ConfigDict
 
     It accepts bare state dicts and those of `DataParallel`, of the segmentation wrapper, of the
     first version of the repository and of TorchDEQ. TorchDEQ's fusion weight norm needs
-    `config.model.fuse_weight_norm=True`.
+    `config.model.fuse_weight_norm=True`. Of the sequence models it accepts both versions' names.
+    Tied weights must be equal, and are stored once.
 
     Args:
         state_dict: from `load_torch_file`: names to arrays in PyTorch's layout.
@@ -57,6 +60,8 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], config: "ConfigDict
 
 def convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conversion:
     """Does what `convert_state_dict` does, and returns a report as well."""
+    if config.model.name in language.FAMILIES:
+        return _convert_language(state_dict, config)
     names = weight_names(config)
     named, table = names.standard_names(state_dict), names.table(config.model)
     misfit = find_misfit(named.tensors, table)
@@ -83,6 +88,17 @@ def convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conve
     )
 
 
+def _convert_language(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conversion:
+    imported = language.import_state_dict(state_dict, config)
+    for line in imported.ignored:
+        logging.info("Ignored %s", line)
+    found = recognise_language(state_dict)
+    text = "a sequence model" if found is None else found.text
+    return Conversion(
+        imported.variables, imported.parameters, text, imported.notes, imported.ignored
+    )
+
+
 def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.ndarray]:
     """Returns the state dict for the original's `load_state_dict`: inverts `convert_state_dict`.
 
@@ -98,6 +114,8 @@ def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.
     Raises:
         WeightsFileError: the variables are of another network; lists the differences.
     """
+    if config.model.name in language.FAMILIES:
+        return language.export_state_dict(variables, config)
     names = weight_names(config)
     table = names.table(config.model)
     leaves: dict[tuple[str, ...], np.ndarray] = dict(_flatten(variables))

@@ -1,0 +1,1 @@
+"""Names of the sequence models in PyTorch: DEQ-Transformer and DEQ-TrellisNet."""

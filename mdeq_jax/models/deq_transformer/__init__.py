@@ -1,0 +1,1 @@
+"""DEQ-Transformer: a language model whose layer is the equilibrium of one Transformer block."""
