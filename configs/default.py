@@ -30,20 +30,8 @@ def _solver(max_steps: int) -> ml_collections.ConfigDict:
     )
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Returns the defaults, which most of the released experiments share."""
-    config = ml_collections.ConfigDict()
-    config.name = "default"  # also names the default work directory, runs/NAME
-    config.seed = 0
-    config.task = placeholder(str)  # None: the task that the model's family is for
-    config.precision = "float32"  # or "bfloat16": of the network; the solver state is float32
-
-    # Pallas kernels for group norms and Broyden's history: True, False, or None, which uses them on
-    # a GPU if the batch gives each of its multiprocessors two programs. On an H200 they made
-    # training 1.1 and inference 1.1 to 1.2 times as fast (benchmarks/RESULTS.md).
-    config.pallas = placeholder(bool)
-
-    config.model = ml_collections.ConfigDict(
+def _mdeq() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
         dict(
             name="mdeq_classifier",  # or "mdeq_segmenter"
             channels=(24, 24),  # one entry a resolution, highest first
@@ -64,6 +52,86 @@ def get_config() -> ml_collections.ConfigDict:
             final_conv_kernel=1,  # segmenter only
         )
     )
+
+
+def _repmlp(**fields) -> ml_collections.ConfigDict:
+    """Networks with RepMLPs have weights for each pixel position: for one `data.image_size`."""
+    return ml_collections.ConfigDict(
+        dict(
+            name="",
+            partition=(7, 7),  # height, width; divides each map that a RepMLP sees
+            kernels=(1, 3, 5),  # odd sizes of the convolutions that are merged; () for none
+            groups=4,
+            global_reduction=1,
+            num_classes=1000,
+            deployed=False,  # the merged form, as deploy.py writes it
+            **fields,
+        )
+    )
+
+
+def _repmlp_resnet() -> ml_collections.ConfigDict:
+    return _repmlp(
+        block="light",  # or "bottleneck", or "base" (ResNet-50's) of stages 2 and 3
+        num_blocks=(3, 4, 6, 3),
+        channels=(64, 256, 512, 1024, 2048),  # of the stem and of each stage
+        bottleneck_reduction=(2, 4),  # bottleneck: of the RepMLPs in stages 2 and 3
+    )
+
+
+def _repmlp_mlp() -> ml_collections.ConfigDict:
+    return _repmlp(channels=(16, 32, 64), num_blocks=(2, 2, 2))
+
+
+def _repmlpnet() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        dict(
+            name="",
+            channels=(64, 128, 256, 512),  # one entry a stage
+            num_blocks=(2, 2, 6, 2),
+            # Side of the partitions. With several partitions a stage, and more channels than
+            # sharesets, the original puts results in the place of other partitions; so does this.
+            partitions=(56, 28, 14, 7),
+            sharesets=(1, 4, 16, 128),  # divide the channels
+            kernels=(1, 3),  # odd sizes of the convolutions that are merged; () for none
+            patch_size=4,
+            gate_reduction=4,
+            ffn_expansion=4,
+            num_classes=1000,
+            deployed=False,  # the merged form, as deploy.py writes it
+        )
+    )
+
+
+# Name of the family -> its fields of `config.model`.
+MODEL_FIELDS = {
+    "mdeq_classifier": _mdeq,
+    "mdeq_segmenter": _mdeq,
+    "repmlp_mlp": _repmlp_mlp,
+    "repmlp_resnet": _repmlp_resnet,
+    "repmlpnet": _repmlpnet,
+}
+
+
+def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
+    """Returns the defaults, which most of the released experiments share.
+
+    Args:
+        model: name of the family, whose fields `config.model` then has.
+    """
+    config = ml_collections.ConfigDict()
+    config.name = "default"  # also names the default work directory, runs/NAME
+    config.seed = 0
+    config.task = placeholder(str)  # None: the task that the model's family is for
+    config.precision = "float32"  # or "bfloat16": of the network; the solver state is float32
+
+    # Pallas kernels for group norms and Broyden's history: True, False, or None, which uses them on
+    # a GPU if the batch gives each of its multiprocessors two programs. On an H200 they made
+    # training 1.1 and inference 1.1 to 1.2 times as fast (benchmarks/RESULTS.md).
+    config.pallas = placeholder(bool)
+
+    config.model = MODEL_FIELDS[model]()
+    config.model.name = model
     config.solver = ml_collections.ConfigDict(
         dict(forward=_solver(max_steps=18), backward=_solver(max_steps=20))
     )

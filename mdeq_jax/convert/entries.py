@@ -1,6 +1,6 @@
 """The tensors of a PyTorch state dict, one entry each, and the comparison of a file with them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,40 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     path: tuple[str, ...] | None
     rule: Rule
+
+
+def conv_entries(name, path, shape, *, weight_norm=False, bias=False) -> Iterator[Entry]:
+    """A convolution of shape (out, in, size)."""
+    c_out, c_in, size = shape
+    shape = (c_out, c_in, size, size)
+    if weight_norm:
+        yield Entry(f"{name}.weight_g", (c_out, 1, 1, 1), ("params", *path, "g"), GAIN)
+        yield Entry(f"{name}.weight_v", shape, ("params", *path, "v"), CONV)
+    else:
+        yield Entry(f"{name}.weight", shape, ("params", *path, "kernel"), CONV)
+    if bias:
+        yield Entry(f"{name}.bias", (c_out,), ("params", *path, "bias"), VECTOR)
+
+
+def linear_entries(name, path, features, c_in) -> Iterator[Entry]:
+    """A linear layer with a bias."""
+    yield Entry(f"{name}.weight", (features, c_in), ("params", *path, "kernel"), LINEAR)
+    yield Entry(f"{name}.bias", (features,), ("params", *path, "bias"), VECTOR)
+
+
+def group_norm_entries(name, path, channels, affine, rule=VECTOR) -> Iterator[Entry]:
+    """Scale and bias of a norm, if it is affine."""
+    if affine:
+        yield Entry(f"{name}.weight", (channels,), ("params", *path, "scale"), rule)
+        yield Entry(f"{name}.bias", (channels,), ("params", *path, "bias"), rule)
+
+
+def batch_norm_entries(name, path, channels, affine=True, rule=VECTOR) -> Iterator[Entry]:
+    """A batch norm; `rule` is the change of order of its channels."""
+    yield from group_norm_entries(name, (*path, "affine"), channels, affine, rule)
+    yield Entry(f"{name}.running_mean", (channels,), ("batch_stats", *path, "mean"), rule)
+    yield Entry(f"{name}.running_var", (channels,), ("batch_stats", *path, "var"), rule)
+    yield Entry(f"{name}.num_batches_tracked", (), None, VECTOR)
 
 
 def count_parameters(table: list[Entry]) -> int:

@@ -1,6 +1,7 @@
 """The model families, one row each, and `build_model`, which makes a model from a config."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 
@@ -9,11 +10,19 @@ from mdeq_jax.models.mdeq.build import CLASSIFIER, SEGMENTER
 from mdeq_jax.models.mdeq.cell import CellInput, CellSpec, MDEQCell, apply_cell
 from mdeq_jax.models.mdeq.network import MDEQ
 from mdeq_jax.models.output import ForwardOptions, ModelOutput
+from mdeq_jax.models.repmlp.build import MLP, RESNET
+from mdeq_jax.models.repmlpnet.build import REPMLPNET
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-MODELS: dict[str, Family] = {"mdeq_classifier": CLASSIFIER, "mdeq_segmenter": SEGMENTER}
+MODELS: dict[str, Family] = {
+    "mdeq_classifier": CLASSIFIER,
+    "mdeq_segmenter": SEGMENTER,
+    "repmlp_mlp": MLP,
+    "repmlp_resnet": RESNET,
+    "repmlpnet": REPMLPNET,
+}
 
 __all__ = [
     "MDEQ",
@@ -27,6 +36,7 @@ __all__ = [
     "ModelOutput",
     "apply_cell",
     "build_model",
+    "deploy",
     "family_of",
 ]
 
@@ -61,3 +71,30 @@ def build_model(config: "ConfigDict") -> nn.Module:
     family = family_of(config)
     family.validate(config)
     return family.build(config)
+
+
+def deploy(
+    variables: Mapping, config: "ConfigDict", *, dtype: Any = None
+) -> tuple[dict, "ConfigDict"]:
+    """The merged form of a trained network, which computes the same in evaluation mode.
+
+    Args:
+        variables: of the trained network, {"params": ..., "batch_stats": ...}; not changed.
+        config: of the trained network; not changed.
+        dtype: of the merged arrays; None: that of the trained ones. They are computed in float64.
+
+    Returns:
+        `(variables, config)`, the latter with `model.deployed=True`.
+
+    Raises:
+        ValueError: the family has no merged form, the network is deployed already, or the variables
+            do not fit the config.
+    """
+    family = family_of(config)
+    if family.deploy is None:
+        choices = sorted(name for name, row in MODELS.items() if row.deploy is not None)
+        raise ValueError(
+            f"model.name={config.model.name!r} has no merged form; these have one: {choices}."
+        )
+    family.validate(config)
+    return family.deploy(variables, config, dtype=dtype)

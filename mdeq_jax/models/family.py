@@ -39,6 +39,8 @@ class Family(NamedTuple):
         has_equilibrium: whether the model solves for a fixed point. Without one, the settings of
             solvers, gradient and Jacobian loss have no effect.
         input_multiple: config to the number that the sides of an input must be multiples of.
+        deploy: `(variables, config, *, dtype=None)` of a trained network to those of its merged
+            form, which computes the same with less; None: there is no such form.
     """
 
     build: Callable[["ConfigDict"], nn.Module]
@@ -50,6 +52,7 @@ class Family(NamedTuple):
     transfer_fields: tuple[str, ...] = ()
     has_equilibrium: bool = True
     input_multiple: Callable[["ConfigDict"], int] = _no_multiple
+    deploy: Callable[..., tuple[dict, "ConfigDict"]] | None = None
 
 
 class EquilibriumModel(Protocol):

@@ -8,7 +8,13 @@ exporting, checking and recognising a file all use this table.
 from collections.abc import Iterator
 from itertools import pairwise
 
-from mdeq_jax.convert.entries import CONV, GAIN, LINEAR, VECTOR, Entry
+from mdeq_jax.convert.entries import (
+    Entry,
+    batch_norm_entries,
+    conv_entries,
+    group_norm_entries,
+    linear_entries,
+)
 
 CELL = "fullstage."  # prefix of the names in the equilibrium cell
 _BOTTLENECK_EXPANSION = 4
@@ -23,35 +29,9 @@ def name_table(model) -> list[Entry]:
     return [*_stem(model), *_cell(model), *_HEADS[model.name](model)]
 
 
-def _conv(name, path, shape, *, weight_norm=False, bias=False) -> Iterator[Entry]:
-    """A convolution of shape (out, in, size)."""
-    c_out, c_in, size = shape
-    shape = (c_out, c_in, size, size)
-    if weight_norm:
-        yield Entry(f"{name}.weight_g", (c_out, 1, 1, 1), ("params", *path, "g"), GAIN)
-        yield Entry(f"{name}.weight_v", shape, ("params", *path, "v"), CONV)
-    else:
-        yield Entry(f"{name}.weight", shape, ("params", *path, "kernel"), CONV)
-    if bias:
-        yield Entry(f"{name}.bias", (c_out,), ("params", *path, "bias"), VECTOR)
-
-
-def _group_norm(name, path, channels, affine) -> Iterator[Entry]:
-    if affine:
-        yield Entry(f"{name}.weight", (channels,), ("params", *path, "scale"), VECTOR)
-        yield Entry(f"{name}.bias", (channels,), ("params", *path, "bias"), VECTOR)
-
-
-def _batch_norm(name, path, channels, affine=True) -> Iterator[Entry]:
-    yield from _group_norm(name, (*path, "affine"), channels, affine)
-    yield Entry(f"{name}.running_mean", (channels,), ("batch_stats", *path, "mean"), VECTOR)
-    yield Entry(f"{name}.running_var", (channels,), ("batch_stats", *path, "var"), VECTOR)
-    yield Entry(f"{name}.num_batches_tracked", (), None, VECTOR)
-
-
 def _conv_bn(conv, norm, path, shape, bias=False) -> Iterator[Entry]:
-    yield from _conv(conv, (*path, "conv"), shape, bias=bias)
-    yield from _batch_norm(norm, (*path, "norm"), shape[0])
+    yield from conv_entries(conv, (*path, "conv"), shape, bias=bias)
+    yield from batch_norm_entries(norm, (*path, "norm"), shape[0])
 
 
 def _stem(model) -> Iterator[Entry]:
@@ -82,25 +62,33 @@ def _cell(model) -> Iterator[Entry]:
     for i, channels in enumerate(model.channels):
         name, path = f"{CELL}post_fuse_layers.{i}", ("cell", f"post{i}")
         shape = (channels, channels, 1)
-        yield from _conv(f"{name}.conv", (*path, "conv"), shape, weight_norm=model.weight_norm)
-        yield from _group_norm(f"{name}.gnorm", (*path, "norm"), channels, model.post_gn_affine)
+        yield from conv_entries(
+            f"{name}.conv", (*path, "conv"), shape, weight_norm=model.weight_norm
+        )
+        yield from group_norm_entries(
+            f"{name}.gnorm", (*path, "norm"), channels, model.post_gn_affine
+        )
 
 
 def _block(name, path, channels, num_big, model) -> Iterator[Entry]:
     hidden = channels * model.expansion
     for n, (c_out, c_in) in enumerate(((hidden, channels), (channels, hidden)), start=1):
         shape = (c_out, c_in, 5 if n <= num_big else 3)
-        yield from _conv(
+        yield from conv_entries(
             f"{name}.conv{n}", (*path, f"conv{n}"), shape, weight_norm=model.weight_norm
         )
-        yield from _group_norm(f"{name}.gn{n}", (*path, f"norm{n}"), c_out, model.block_gn_affine)
-    yield from _group_norm(f"{name}.gn3", (*path, "norm3"), channels, model.block_gn_affine)
+        yield from group_norm_entries(
+            f"{name}.gn{n}", (*path, f"norm{n}"), c_out, model.block_gn_affine
+        )
+    yield from group_norm_entries(f"{name}.gn3", (*path, "norm3"), channels, model.block_gn_affine)
 
 
 def _fusion(name, layer, shape, model) -> Iterator[Entry]:
     path = ("cell", layer)
-    yield from _conv(f"{name}.conv", (*path, "conv"), shape, weight_norm=model.fuse_weight_norm)
-    yield from _group_norm(f"{name}.gnorm", (*path, "norm"), shape[0], model.fuse_gn_affine)
+    yield from conv_entries(
+        f"{name}.conv", (*path, "conv"), shape, weight_norm=model.fuse_weight_norm
+    )
+    yield from group_norm_entries(f"{name}.gnorm", (*path, "norm"), shape[0], model.fuse_gn_affine)
 
 
 def _classification_head(model) -> Iterator[Entry]:
@@ -109,21 +97,24 @@ def _classification_head(model) -> Iterator[Entry]:
         name, path = f"incre_modules.{i}.0", ("head", f"bottleneck{i}")
         shapes = ((width, channels, 1), (width, width, 3), (raised[i], width, 1))
         for n, shape in enumerate(shapes, start=1):
-            yield from _conv(f"{name}.conv{n}", (*path, f"conv{n}"), shape)
-            yield from _batch_norm(f"{name}.bn{n}", (*path, f"norm{n}"), shape[0], affine=False)
+            yield from conv_entries(f"{name}.conv{n}", (*path, f"conv{n}"), shape)
+            yield from batch_norm_entries(
+                f"{name}.bn{n}", (*path, f"norm{n}"), shape[0], affine=False
+            )
         if channels != raised[i]:
-            yield from _conv(
+            yield from conv_entries(
                 f"{name}.downsample.0", (*path, "shortcut_conv"), (raised[i], channels, 1)
             )
-            yield from _batch_norm(f"{name}.downsample.1", (*path, "shortcut_norm"), raised[i])
+            yield from batch_norm_entries(
+                f"{name}.downsample.1", (*path, "shortcut_norm"), raised[i]
+            )
     for i, (c_in, c_out) in enumerate(pairwise(raised)):
         name, shape = f"downsamp_modules.{i}", (c_out, c_in, 3)
         yield from _conv_bn(f"{name}.0", f"{name}.1", ("head", f"down{i}"), shape, bias=True)
     shape = (model.final_channels, raised[-1], 1)
     yield from _conv_bn("final_layer.0", "final_layer.1", ("head", "final"), shape, bias=True)
-    path, shape = ("params", "head", "classifier"), (model.num_classes, model.final_channels)
-    yield Entry("classifier.weight", shape, (*path, "kernel"), LINEAR)
-    yield Entry("classifier.bias", shape[:1], (*path, "bias"), VECTOR)
+    path = ("head", "classifier")
+    yield from linear_entries("classifier", path, model.num_classes, model.final_channels)
 
 
 def _segmentation_head(model) -> Iterator[Entry]:
@@ -132,7 +123,7 @@ def _segmentation_head(model) -> Iterator[Entry]:
         "last_layer.0", "last_layer.1", ("head", "mix"), (width, width, 1), bias=True
     )
     shape = (model.num_classes, width, model.final_conv_kernel)
-    yield from _conv("last_layer.3", ("head", "classifier"), shape, bias=True)
+    yield from conv_entries("last_layer.3", ("head", "classifier"), shape, bias=True)
 
 
 _HEADS = {"mdeq_classifier": _classification_head, "mdeq_segmenter": _segmentation_head}

@@ -1,0 +1,1 @@
+"""RepMLP's and RepMLPNet's names in PyTorch."""

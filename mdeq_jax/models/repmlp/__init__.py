@@ -1,0 +1,1 @@
+"""RepMLP, a multilayer perceptron into which convolutions are merged, and networks with it."""

@@ -1,0 +1,107 @@
+"""Settings of networks with RepMLPs that cannot work, refused before anything is compiled."""
+
+from typing import TYPE_CHECKING
+
+from mdeq_jax.models.repmlp.module import check_groups, check_partition
+from mdeq_jax.models.repmlp.resnet import BLOCKS, REPMLP_STAGES
+from mdeq_jax.solvers.options import check_choice
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def validate_resnet(config: "ConfigDict") -> None:
+    """Refuses settings of a `repmlp_resnet` that cannot work.
+
+    Raises:
+        ValueError: names the setting, its value and the requirement.
+    """
+    model = config.model
+    check_common(config)
+    check_choice("model.block", model.block, BLOCKS)
+    check_length("channels", model.channels, 5, "for the stem and each of the four stages")
+    check_length("num_blocks", model.num_blocks, 4, "for each of the four stages")
+    check_length("bottleneck_reduction", model.bottleneck_reduction, 2, "for stages 2 and 3")
+    check_positive(model, ("groups", "global_reduction"))
+    if model.block == "base":
+        return
+    height, width = config.data.image_size
+    for stage in REPMLP_STAGES:
+        if model.num_blocks[stage - 1] < 2:
+            continue  # its first block holds no RepMLP
+        narrow = 8 if model.block == "light" else 4 * model.bottleneck_reduction[stage - 2]
+        check_groups(model.groups, model.channels[stage] // narrow)
+        side = 2 ** (stage + 1)
+        check_partition(
+            -(-height // side), -(-width // side), tuple(model.partition), f"Stage {stage}"
+        )
+
+
+def validate_mlp(config: "ConfigDict") -> None:
+    """Refuses settings of a `repmlp_mlp` that cannot work.
+
+    Raises:
+        ValueError: names the setting, its value and the requirement.
+    """
+    model = config.model
+    check_common(config)
+    stages = len(model.channels)
+    check_length("num_blocks", model.num_blocks, stages, "for each stage of model.channels")
+    check_positive(model, ("groups", "global_reduction"))
+    height, width = config.data.image_size
+    for stage, (features, depth) in enumerate(zip(model.channels, model.num_blocks)):
+        if depth:
+            check_groups(model.groups, features)
+            size = (height >> stage, width >> stage)
+            check_partition(*size, tuple(model.partition), f"Stage {stage}")
+
+
+def check_common(config: "ConfigDict") -> None:
+    """Checks what all families with a merged form have in common.
+
+    Raises:
+        ValueError: as there.
+    """
+    model = config.model
+    check_choice("precision", config.precision, ("float32", "bfloat16"))
+    if config.data.image_size is None:
+        raise ValueError(
+            f"model.name={model.name!r} has weights for each pixel position and needs "
+            "data.image_size; it is None."
+        )
+    if len(set(model.kernels)) != len(model.kernels) or any(
+        k < 1 or k % 2 == 0 for k in model.kernels
+    ):
+        raise ValueError(
+            "model.kernels must be different odd sizes (an even kernel does not keep the size of "
+            f"a map, so that it cannot be merged); got {tuple(model.kernels)}."
+        )
+    if not model.channels or min(model.channels) < 1:
+        raise ValueError(
+            f"model.channels needs a positive number for each stage; got {tuple(model.channels)}."
+        )
+    check_positive(model, ("num_classes",))
+
+
+def check_length(field: str, value: tuple, length: int, what: str) -> None:
+    """Refuses a tuple of another length, or with negative entries.
+
+    Raises:
+        ValueError: names the field, its value and the length.
+    """
+    if len(value) != length or min(value) < 0:
+        raise ValueError(
+            f"model.{field} must have {length} entries, one {what}, none negative; "
+            f"got {tuple(value)}."
+        )
+
+
+def check_positive(model: "ConfigDict", fields: tuple[str, ...]) -> None:
+    """Refuses fields below 1.
+
+    Raises:
+        ValueError: names the field and its value.
+    """
+    for field in fields:
+        if model[field] < 1:
+            raise ValueError(f"model.{field} must be at least 1; got {model[field]}.")

@@ -1,0 +1,1 @@
+"""RepMLPNet, a hierarchical network of perceptrons into which depthwise convolutions are merged."""

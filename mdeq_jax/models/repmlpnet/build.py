@@ -1,0 +1,108 @@
+"""From a config to a RepMLPNet, and its row of the families."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from mdeq_jax.models.family import Family
+from mdeq_jax.models.repmlp.build import batch_norm, compute_dtype
+from mdeq_jax.models.repmlp.deploy import deploy_repmlpnet
+from mdeq_jax.models.repmlp.module import check_partition
+from mdeq_jax.models.repmlp.validate import check_common, check_length, check_positive
+from mdeq_jax.models.repmlpnet.block import check_sharesets
+from mdeq_jax.models.repmlpnet.network import RepMLPNet
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def build(config: "ConfigDict") -> RepMLPNet:
+    """A RepMLPNet with class logits `[B, num_classes]`."""
+    model = config.model
+    for line in scrambled_stages(config):
+        logging.warning(line)
+    return RepMLPNet(
+        channels=tuple(model.channels),
+        num_blocks=tuple(model.num_blocks),
+        partitions=tuple(model.partitions),
+        sharesets=tuple(model.sharesets),
+        kernels=tuple(model.kernels),
+        patch_size=model.patch_size,
+        gate_reduction=model.gate_reduction,
+        ffn_expansion=model.ffn_expansion,
+        num_classes=model.num_classes,
+        norm=batch_norm(config),
+        merged=model.deployed,
+        dtype=compute_dtype(config),
+    )
+
+
+def map_sizes(config: "ConfigDict") -> list[tuple[int, int]]:
+    """Height and width of the map in each stage."""
+    model = config.model
+    height, width = (n // model.patch_size for n in config.data.image_size)
+    return [(height >> stage, width >> stage) for stage in range(len(model.channels))]
+
+
+def scrambled_stages(config: "ConfigDict") -> list[str]:
+    """A line for each stage whose blocks put results in the place of other partitions.
+
+    See `RepMLPBlock`: it is what the original computes.
+    """
+    model, lines = config.model, []
+    for stage, (height, width) in enumerate(map_sizes(config)):
+        side, sharesets = model.partitions[stage], model.sharesets[stage]
+        count = (height // side) * (width // side)
+        if count > 1 and model.channels[stage] > sharesets:
+            lines.append(
+                f"model.partitions={tuple(model.partitions)}: stage {stage} has {count} partitions "
+                f"of {side}x{side}. As in the original, a block puts results in the place of other "
+                "partitions and channels. One partition a stage, as in the published networks, or "
+                "as many sharesets as channels avoid it."
+            )
+    return lines
+
+
+def validate(config: "ConfigDict") -> None:
+    """Refuses settings of a `repmlpnet` that cannot work.
+
+    Raises:
+        ValueError: names the setting, its value and the requirement.
+    """
+    model = config.model
+    check_common(config)
+    for field in ("num_blocks", "partitions", "sharesets"):
+        check_length(field, model[field], len(model.channels), "for each stage of model.channels")
+    check_positive(model, ("patch_size", "gate_reduction", "ffn_expansion"))
+    if min(model.channels) < model.gate_reduction:
+        raise ValueError(
+            f"model.gate_reduction={model.gate_reduction} leaves no hidden channel of "
+            f"model.channels={tuple(model.channels)}. Lower it."
+        )
+    for stage, (height, width) in enumerate(map_sizes(config)):
+        check_sharesets(model.sharesets[stage], model.channels[stage])
+        side = model.partitions[stage]
+        if side < 1:
+            raise ValueError(f"model.partitions must be positive; got {tuple(model.partitions)}.")
+        check_partition(height, width, (side, side), f"Stage {stage}")
+
+
+REPMLPNET = Family(
+    build=build,
+    validate=validate,
+    task="classification",
+    architecture_fields=(
+        "name",
+        "channels",
+        "num_blocks",
+        "partitions",
+        "sharesets",
+        "kernels",
+        "patch_size",
+        "gate_reduction",
+        "ffn_expansion",
+        "num_classes",
+        "deployed",
+    ),
+    has_equilibrium=False,
+    deploy=deploy_repmlpnet,
+)
