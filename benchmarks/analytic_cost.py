@@ -107,7 +107,7 @@ def _cell(config):
     model = config.model
     for i, width in enumerate(model.channels):
         for n in range(2 * model.num_blocks[i]):
-            size, wide = 5 if n < model.big_kernels[i] else 3, model.expansion * width
+            size, wide = 5 if n % 2 < model.big_kernels[i] else 3, model.expansion * width
             between = (wide, width) if n % 2 else (width, wide)
             yield Convolution("blocks", size, *between, *_size(config, i))
     if len(model.channels) == 1:

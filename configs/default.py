@@ -36,7 +36,7 @@ def _mdeq() -> ml_collections.ConfigDict:
             name="mdeq_classifier",  # or "mdeq_segmenter"
             channels=(24, 24),  # one entry a resolution, highest first
             num_blocks=(1, 1),
-            big_kernels=(0, 0),  # how many of a resolution's convolutions are 5x5
+            big_kernels=(0, 0),  # how many convolutions of every block are 5x5: 0, 1, 2
             expansion=5,
             num_groups=8,
             downsample_times=0,

@@ -50,7 +50,7 @@ def test_cifar10_tiny_by_hand():
 def deep_digits():
     config = digits.get_config()
     with config.unlocked():
-        config.model.num_blocks, config.model.big_kernels = (2, 1), (3, 0)
+        config.model.num_blocks, config.model.big_kernels = (2, 1), (1, 0)
     return config
 
 

@@ -118,15 +118,13 @@ def _kernel_shape(shapes: Shapes, name: str) -> tuple[int, ...] | None:
 
 
 def _branch(shapes: Shapes, i: int) -> tuple[int, int, int, int] | None:
-    """Returns width, blocks, 5x5 convolutions and expansion of resolution i; None without one."""
+    """Returns width, blocks, 5x5 convolutions a block and expansion of resolution i, or None."""
     blocks = (f"{CELL}branches.{i}.blocks.{b}" for b in count())
     first = _until_none(_kernel_shape(shapes, f"{block}.conv1") for block in blocks)
     if not first:
         return None
-    sizes = []
-    for b, kernel in enumerate(first):
-        second = _kernel_shape(shapes, f"{CELL}branches.{i}.blocks.{b}.conv2")
-        sizes += [kernel[2], second[2] if second else 3]
+    second = _kernel_shape(shapes, f"{CELL}branches.{i}.blocks.0.conv2")
+    sizes = first[0][2], second[2] if second else 3
     num_big = len(list(takewhile(lambda size: size == 5, sizes)))
     hidden, channels = first[0][:2]
     return channels, len(first), num_big, hidden // channels

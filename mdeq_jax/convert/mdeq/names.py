@@ -48,7 +48,7 @@ def _cell(model) -> Iterator[Entry]:
     for i, channels in enumerate(model.channels):
         for b in range(model.num_blocks[i]):
             name, path = f"{CELL}branches.{i}.blocks.{b}", ("cell", f"branch{i}_block{b}")
-            yield from _block(name, path, channels, model.big_kernels[i] - 2 * b, model)
+            yield from _block(name, path, channels, model.big_kernels[i], model)
     if len(model.channels) == 1:
         return
     for i, to_width in enumerate(model.channels):

@@ -33,7 +33,7 @@ class CellSpec(NamedTuple):
     Attributes:
         channels: widths.
         num_blocks: numbers of residual blocks.
-        big_kernels: numbers of 5x5 convolutions, counted from a resolution's first one.
+        big_kernels: how many of the two convolutions of every block are 5x5, the first ones.
         expansion: the first convolution of a block has `expansion` times the width.
         num_groups: groups of the group norms (half as many after the fusion).
         weight_norm: whether blocks and post-fusion convolutions are weight-normalised.
@@ -126,8 +126,8 @@ class MDEQCell(nn.Module):
         spec = self.spec
         weights = {}
         for i, channels in enumerate(spec.channels):
+            sizes = tuple(5 if n < spec.big_kernels[i] else 3 for n in range(2))
             for b in range(spec.num_blocks[i]):
-                sizes = tuple(5 if 2 * b + n < spec.big_kernels[i] else 3 for n in range(2))
                 name = f"branch{i}_block{b}"
                 weights[name] = _Block(channels, spec, sizes, name=name)()
         if spec.num_scales > 1:

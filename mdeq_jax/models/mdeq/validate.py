@@ -74,6 +74,11 @@ def _check_scales(model: "ConfigDict", per_scale: tuple[str, ...]) -> None:
         raise ValueError(
             f"Each entry of model.num_blocks must be at least 1; got {tuple(model.num_blocks)}."
         )
+    if not set(model.big_kernels) <= {0, 1, 2}:
+        raise ValueError(
+            "Each entry of model.big_kernels must be 0, 1 or 2: how many of the two convolutions "
+            f"of every block are 5x5; got {tuple(model.big_kernels)}."
+        )
 
 
 def _check_numbers(model: "ConfigDict") -> None:

@@ -64,12 +64,20 @@ def test_one_resolution_is_its_blocks_alone(small_config):
     assert jax.jit(model.apply)(variables, images).logits.shape == (2, 10)
 
 
-def test_big_kernels(small_config):
-    small_config.model.big_kernels = (1, 2)
-    _, variables, _ = build(small_config)
-    cell = variables["params"]["cell"]
-    sizes = [cell[f"branch{i}_block0"][f"conv{n}"]["v"].shape[0] for i in (0, 1) for n in (1, 2)]
-    assert sizes == [5, 3, 5, 5]
+def test_big_kernels_count_in_every_block(small_config):
+    small_config.model.num_blocks, small_config.model.big_kernels = (2, 2), (1, 2)
+    model = build_model(small_config)
+    images = jnp.zeros((1, *small_config.data.image_size, 3))
+    cell = jax.eval_shape(model.init, jax.random.key(0), images)["params"]["cell"]
+    for i, sizes in enumerate(([5, 3], [5, 5])):
+        for block in (cell[f"branch{i}_block{b}"] for b in range(2)):
+            assert [block[f"conv{n}"]["v"].shape[0] for n in (1, 2)] == sizes
+
+
+def test_more_big_kernels_than_a_block_has_are_refused(small_config):
+    small_config.model.big_kernels = (1, 3)
+    with pytest.raises(ValueError, match=r"model.big_kernels must be 0, 1 or 2.*\(1, 3\)"):
+        build_model(small_config)
 
 
 def test_samples_do_not_influence_each_other(small_config, x64):
