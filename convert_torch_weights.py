@@ -9,34 +9,37 @@ Export:  python convert_torch_weights.py --config=configs/imagenet_small.py \
 
 import os
 import sys
+from functools import partial
+from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from mdeq_jax import convert
 from mdeq_jax.engine.warm_start import load_variables, save_variables
+from mdeq_jax.runtime import command_line
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config of the network, e.g. configs/imagenet_small.py; not for --inspect."
+_CONFIG = command_line.define_config("Config of the network, e.g. configs/imagenet_small.py")
+_INPUT = command_line.define_path(
+    "input", "PyTorch file to convert or inspect; or a work directory, to export."
 )
-_INPUT = flags.DEFINE_string(
-    "input",
-    None,
-    "PyTorch file to convert or inspect; or a work directory, to export.",
-    required=True,
-)
-_OUTPUT = flags.DEFINE_string("output", None, "Work directory to make, for eval.py and train.py.")
-_EXPORT = flags.DEFINE_string("export", None, "PyTorch file to write; needs torch.")
+_OUTPUT = command_line.define_path("output", "Work directory to make, for eval.py and train.py.")
+_EXPORT = command_line.define_path("export", "PyTorch file to write; needs torch.")
 _INSPECT = flags.DEFINE_bool("inspect", False, "List what the file holds, and convert nothing.")
 
 
 def run():
+    if _INPUT.value is None:
+        raise ValueError("Give --input=FILE, and --inspect to list what the file holds.")
     if _INSPECT.value:
         print(convert.inspect_file(_INPUT.value))
         return
     config = _CONFIG.value
     if config is None or not (_OUTPUT.value or _EXPORT.value):
-        raise ValueError("Give --config, and --output or --export (or --inspect alone).")
+        configs = command_line.list_configs(Path(__file__).parent / "configs")
+        raise ValueError(
+            "Give --config, and --output or --export (or --inspect alone). The configs are\n"
+            + configs
+        )
     if os.path.isdir(_INPUT.value):
         if _OUTPUT.value:
             raise ValueError(f"{_INPUT.value} is a work directory already: give --export alone.")
@@ -65,4 +68,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=partial(command_line.parse_flags, config_required=False))

@@ -5,21 +5,19 @@ import sys
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from mdeq_jax import training
 from mdeq_jax.engine.writers import finite
+from mdeq_jax.runtime import command_line
 from mdeq_jax.runtime.compilation import (
     choose_convolutions,
     choose_loop_graphs,
     keep_compiled_programs,
 )
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory that was trained or converted; default: runs/NAME of the config."
+_CONFIG = command_line.define_config()
+_WORKDIR = command_line.define_path(
+    "workdir", "Directory that was trained or converted; default: runs/NAME of the config."
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "'latest', 'best', or a step.")
 _SWEEP_STEPS = flags.DEFINE_list(
@@ -30,15 +28,14 @@ flags.register_validator(
     lambda steps: all(step.strip().isdigit() for step in steps or ()),
     "must be whole numbers, e.g. 1,2,5,10,20.",
 )
-_PREDICT = flags.DEFINE_string(
+_PREDICT = command_line.define_path(
     "predict",
-    None,
     "Predict instead of evaluating. Classification: the class of each JPEG and PNG file in this "
     "folder, in WORKDIR/predictions.csv. Segmentation: pictures of a folder or a video, in "
     "WORKDIR/predictions/.",
 )
-_SAVE_PREDICTIONS = flags.DEFINE_string(
-    "save_predictions", None, "Segmentation: write pictures of the evaluation split to this folder."
+_SAVE_PREDICTIONS = command_line.define_path(
+    "save_predictions", "Segmentation: write pictures of the evaluation split to this folder."
 )
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
@@ -66,6 +63,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     flags.mark_flags_as_mutual_exclusive(["predict", "save_predictions", "sweep_steps"])
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -3,9 +3,8 @@
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from mdeq_jax.runtime import hosts
+from mdeq_jax.runtime import command_line, hosts
 from mdeq_jax.runtime.compilation import (
     choose_convolutions,
     choose_loop_graphs,
@@ -13,11 +12,9 @@ from mdeq_jax.runtime.compilation import (
 )
 from mdeq_jax.training import Interrupted, TrainingDiverged, train_and_evaluate
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/digits.py; --config.FIELD=VALUE overrides a field."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where results go, and where to resume from; default: runs/NAME of the config."
+_CONFIG = command_line.define_config()
+_WORKDIR = command_line.define_path(
+    "workdir", "Where results go, and where to resume from; default: runs/NAME of the config."
 )
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: HOST:PORT of process 0.")
@@ -42,5 +39,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse_flags)

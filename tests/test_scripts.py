@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -76,7 +77,10 @@ def test_sigterm_and_the_same_command_again(run_script, tmp_path):
             {"train.batch_size": 130},
             r"ValueError: train.batch_size=130 must be a multiple",
         ),
-        ({"solver.forward.max_step": 5}, r"max_step"),
+        (
+            {"solver.forward.max_step": 5},
+            r"\Atrain.py: .*no field .* Did you mean --config.solver.forward.max_steps=5\? .*\n\Z",
+        ),
         ({"model.channels": "(8,9)"}, r"ValueError: .*multiple of model.num_groups=4"),
     ],
 )
@@ -105,3 +109,16 @@ def test_flags_of_eval_that_cannot_work(run_script, tmp_path, flags, message):
         timeout=60,
     )
     assert result.returncode != 0 and message in result.stderr
+
+
+@pytest.mark.parametrize("script", ["eval.py", "convert_torch_weights.py"])
+def test_help_lists_flags_and_configs(run_script, script):
+    result = subprocess.run(
+        [sys.executable, script, "--help"],
+        env=run_script.environment(),
+        cwd=run_script.root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "configs/digits.py  " in result.stdout and "--config: Config" in result.stdout
