@@ -152,10 +152,16 @@ def weight_norm(v: jax.Array, g: jax.Array) -> jax.Array:
     """The kernel g v / |v|, the norm over all axes but the last (Salimans, Kingma 2016).
 
     Args:
-        v: `[k, k, C_in, C_out]` direction.
+        v: `[..., C_out]` direction.
         g: `[C_out]` length.
     """
-    return v * (g / jnp.sqrt(jnp.sum(jnp.square(v), axis=(0, 1, 2))))[None, None, None, :]
+    others = tuple(range(v.ndim - 1))
+    return v * jnp.expand_dims(g / kernel_norms(v), others)
+
+
+def kernel_norms(v: jax.Array) -> jax.Array:
+    """Norms of a kernel `[..., C_out]` over all axes but the last, `[C_out]`."""
+    return jnp.sqrt(jnp.sum(jnp.square(v), axis=tuple(range(v.ndim - 1))))
 
 
 class ConvKernel(nn.Module):
@@ -177,7 +183,7 @@ class ConvKernel(nn.Module):
         if not self.weight_norm:
             return self.param("kernel", normal_001, shape)
         v = self.param("v", torch_uniform(self.size**2 * self.in_channels), shape)
-        g = self.param("g", lambda _: jnp.sqrt(jnp.sum(jnp.square(v), axis=(0, 1, 2))))
+        g = self.param("g", lambda _: kernel_norms(v))
         return weight_norm(v, g)
 
 

@@ -7,22 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdeq_jax.layers.conv import normal_001, torch_uniform
-
-
-def normalize_kernel(v: jax.Array, g: jax.Array) -> jax.Array:
-    """The kernel g v / |v|, the norm over all axes but the last (Salimans, Kingma 2016).
-
-    Args:
-        v: `[..., C_out]` direction.
-        g: `[C_out]` length.
-    """
-    scale = g / _column_norms(v)
-    return v * jnp.expand_dims(scale, tuple(range(v.ndim - 1)))
-
-
-def _column_norms(v: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(v), axis=tuple(range(v.ndim - 1))))
+from mdeq_jax.layers.conv import kernel_norms, normal_001, torch_uniform, weight_norm
 
 
 class Kernel(nn.Module):
@@ -49,8 +34,8 @@ class Kernel(nn.Module):
             return self.param("kernel", self.initializer or normal_001, self.shape)
         initializer = self.initializer or torch_uniform(math.prod(self.shape[:-1]))
         v = self.param("v", initializer, self.shape)
-        g = self.param("g", lambda _: _column_norms(v))
-        return normalize_kernel(v, g)
+        g = self.param("g", lambda _: kernel_norms(v))
+        return weight_norm(v, g)
 
 
 class Dense(nn.Module):
