@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mdeq_jax.convert.entries import Entry
+from mdeq_jax.convert.entries import Entry, count_parameters
 from mdeq_jax.convert.errors import WeightsFileError
+from mdeq_jax.convert.mdeq import architectures
 from mdeq_jax.convert.mdeq.names import name_table
 from mdeq_jax.convert.mdeq.variants import Named, exported_name, standard_names
+from mdeq_jax.convert.repmlp import recognise as repmlp
+from mdeq_jax.convert.repmlp.names import repmlpnet_table, resnet_table
+from mdeq_jax.convert.repmlp.names import standard_names as repmlp_names
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -18,18 +22,75 @@ class WeightNames(NamedTuple):
     """The PyTorch names of a family's tensors.
 
     Attributes:
-        table: `config.model` to its entries, in PyTorch's order.
+        table: config to its entries, in PyTorch's order.
         standard_names: state dict to the same tensors under the names of the table.
         exported_name: `config.model` and a name of the table to the name in an exported file.
+        describe: tensors under those names to a description; None: of another family.
+        remedy: config and tensors to the overrides with which they fit, if any do.
     """
 
-    table: Callable[[Any], list[Entry]]
+    table: Callable[["ConfigDict"], list[Entry]]
     standard_names: Callable[[Mapping[str, np.ndarray]], Named]
     exported_name: Callable[[Any, str], str]
+    describe: Callable[[Mapping[str, np.ndarray]], "Description | None"]
+    remedy: Callable[["ConfigDict", Mapping[str, np.ndarray]], list[str]]
 
 
-_MDEQ = WeightNames(name_table, standard_names, exported_name)
-WEIGHT_NAMES: dict[str, WeightNames] = {"mdeq_classifier": _MDEQ, "mdeq_segmenter": _MDEQ}
+class Description(NamedTuple):
+    """What a file is.
+
+    Attributes:
+        text: the configs that it fits, with the overrides that they need.
+        parameters: number of trainable parameters.
+    """
+
+    text: str
+    parameters: int
+
+
+def _describe_mdeq(tensors: Mapping[str, np.ndarray]) -> Description | None:
+    found = architectures.recognise(tensors)
+    if found.architecture is None:
+        return None
+    return Description(found.text, count_parameters(name_table(found.architecture)))
+
+
+def _describe_repmlp(tensors: Mapping[str, np.ndarray]) -> Description | None:
+    found = repmlp.recognise(tensors)
+    return None if found is None else Description(found.text, found.parameters)
+
+
+_MDEQ = WeightNames(
+    lambda config: name_table(config.model),
+    standard_names,
+    exported_name,
+    _describe_mdeq,
+    architectures.remedy,
+)
+
+
+def _repmlp(table) -> WeightNames:
+    return WeightNames(
+        table, repmlp_names, lambda model, name: name, _describe_repmlp, repmlp.remedy
+    )
+
+
+WEIGHT_NAMES: dict[str, WeightNames] = {
+    "mdeq_classifier": _MDEQ,
+    "mdeq_segmenter": _MDEQ,
+    "repmlp_resnet": _repmlp(resnet_table),
+    "repmlpnet": _repmlp(repmlpnet_table),
+}
+UNKNOWN = "a network of no family here"
+
+
+def describe(state_dict: Mapping[str, np.ndarray]) -> tuple[Named, Description | None]:
+    """Finds the family of a state dict: its standard names, and the description."""
+    for names in WEIGHT_NAMES.values():
+        named = names.standard_names(state_dict)
+        if found := names.describe(named.tensors):
+            return named, found
+    return standard_names(state_dict), None
 
 
 def weight_names(config: "ConfigDict") -> WeightNames:

@@ -2,12 +2,9 @@
 
 import os
 
-from mdeq_jax.convert.entries import count_parameters
 from mdeq_jax.convert.errors import printable
+from mdeq_jax.convert.families import UNKNOWN, describe
 from mdeq_jax.convert.language.recognise import recognise as recognise_language
-from mdeq_jax.convert.mdeq.architectures import recognise
-from mdeq_jax.convert.mdeq.names import name_table
-from mdeq_jax.convert.mdeq.variants import standard_names
 from mdeq_jax.convert.state_dict import Conversion
 from mdeq_jax.convert.torch_file.unpickle import load_torch_file
 
@@ -34,11 +31,9 @@ def inspect_file(path: str | os.PathLike) -> str:
     if language is not None:
         named, parameters, text = language.named, language.parameters, language.text
     else:
-        named = standard_names(state_dict)
-        found, parameters = recognise(named.tensors), None
-        text = found.text
-        if found.architecture is not None:
-            parameters = count_parameters(name_table(found.architecture))
+        named, found = describe(state_dict)
+        parameters = None if found is None else found.parameters
+        text = UNKNOWN if found is None else found.text
     if parameters is not None:
         lines.append(f"parameters: {parameters:,}")
     lines += [f"note: {note}" for note in named.notes]

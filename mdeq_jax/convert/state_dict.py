@@ -8,10 +8,9 @@ from absl import logging
 
 from mdeq_jax.convert.entries import Misfit, count_parameters, find_misfit
 from mdeq_jax.convert.errors import WeightsFileError, printable
-from mdeq_jax.convert.families import weight_names
+from mdeq_jax.convert.families import UNKNOWN, WeightNames, describe, weight_names
 from mdeq_jax.convert.language import state_dict as language
 from mdeq_jax.convert.language.recognise import recognise as recognise_language
-from mdeq_jax.convert.mdeq.architectures import architecture_of, overrides, recognise
 from mdeq_jax.convert.mdeq.variants import Named
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conve
     if config.model.name in language.FAMILIES:
         return _convert_language(state_dict, config)
     names = weight_names(config)
-    named, table = names.standard_names(state_dict), names.table(config.model)
+    named, table = names.standard_names(state_dict), names.table(config)
     misfit = find_misfit(named.tensors, table)
     if misfit.count:
         raise WeightsFileError(_explain(misfit, named, config))
@@ -82,7 +81,7 @@ def convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conve
     return Conversion(
         variables,
         count_parameters(table),
-        recognise(named.tensors).text,
+        _recognised(names, named),
         named.notes,
         ignored,
     )
@@ -117,7 +116,7 @@ def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.
     if config.model.name in language.FAMILIES:
         return language.export_state_dict(variables, config)
     names = weight_names(config)
-    table = names.table(config.model)
+    table = names.table(config)
     leaves: dict[tuple[str, ...], np.ndarray] = dict(_flatten(variables))
     paths = {entry.path for entry in table if entry.path is not None}
     wrong = [f"missing {'/'.join(path)}" for path in sorted(paths - leaves.keys())]
@@ -155,14 +154,16 @@ def _explain(misfit: Misfit, named: Named, config: "ConfigDict") -> str:
     for title, entries in lists:
         if entries:
             lines += [f"{len(entries)} {title}:", *(f"  {entry}" for entry in entries)]
-    recognised = recognise(named.tensors)
-    fits = recognised.misfit is not None and not recognised.misfit.count
-    if recognised.architecture is not None and fits:
-        changes = overrides(architecture_of(config.model), recognised.architecture)
-        if changes:
-            lines.append(f"The file fits this config with {' '.join(changes)}")
-    lines.append(f"Recognised as: {recognised.text}.")
+    names = weight_names(config)
+    if changes := names.remedy(config, named.tensors):
+        lines.append(f"The file fits this config with {' '.join(changes)}")
+    lines.append(f"Recognised as: {_recognised(names, named)}.")
     return "\n".join(lines)
+
+
+def _recognised(names: WeightNames, named: Named) -> str:
+    found = names.describe(named.tensors) or describe(named.tensors)[1]
+    return UNKNOWN if found is None else found.text
 
 
 def _insert(tree: dict, path: tuple[str, ...], leaf) -> None:

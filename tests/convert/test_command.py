@@ -114,7 +114,7 @@ def test_inspects_without_converting(command, reference_dir, tmp_path):
     assert out.endswith("as: configs/cifar10_tiny.py (the original's cifar/cls_mdeq_TINY)\n")
     path = write(tmp_path / "other.pkl", {"layer.weight": np.zeros((2, 3), np.float32)})
     out = command("--inspect", f"--input={path}")
-    assert "1 tensors of 6 numbers" in out and "not an MDEQ" in out
+    assert "1 tensors of 6 numbers" in out and "a network of no family here" in out
 
 
 def test_refusals(command, reference_dir, tmp_path):

@@ -262,7 +262,7 @@ def test_unknown_sizes_and_no_mdeq_at_all(reference_dir, tiny):
         assert found.misfit.count == 0
         assert "no config here describes (name=mdeq_" in found.text
     message = refusal({"layer.weight": np.zeros((2, 2), np.float32)}, tiny[1])
-    assert message.endswith("Recognised as: not an MDEQ classifier or segmenter.")
+    assert message.endswith("Recognised as: a network of no family here.")
 
 
 def test_names_that_would_move_the_terminal_are_escaped(tiny):

@@ -248,3 +248,11 @@ def overrides(have: Architecture, want: Architecture) -> list[str] | None:
     if not set(differing) <= set(FLAGS):
         return None
     return [f"--config.model.{field}={getattr(want, field)}" for field in differing]
+
+
+def remedy(config, tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The flags that make a config fit named tensors; empty if there are none."""
+    found = recognise(tensors)
+    if found.architecture is None or found.misfit is None or found.misfit.count:
+        return []
+    return overrides(architecture_of(config.model), found.architecture) or []

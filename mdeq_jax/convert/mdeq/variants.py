@@ -44,7 +44,7 @@ def standard_names(state_dict: Mapping[str, np.ndarray]) -> Named:
     """
     tensors, file_names, prefixes = {}, {}, {}
     for file_name, value in state_dict.items():
-        prefix, name = _split_prefix(file_name)
+        prefix, name = split_prefix(file_name)
         if name.startswith(TORCHDEQ_CELL):
             name = CELL + name.removeprefix(TORCHDEQ_CELL)
         if name in tensors:
@@ -70,7 +70,8 @@ def standard_names(state_dict: Mapping[str, np.ndarray]) -> Named:
     return Named(tensors, file_names, ignored, notes)
 
 
-def _split_prefix(name: str) -> tuple[str, str]:
+def split_prefix(name: str) -> tuple[str, str]:
+    """Splits a name into the prefixes of its wrappers, and the rest."""
     rest = name
     left: set[str] = set(_PREFIXES)
     while found := next((p for p in left if rest.startswith(p)), None):

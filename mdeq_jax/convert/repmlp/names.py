@@ -4,9 +4,10 @@ An entry has the tensor's name and shape in PyTorch, its path in the
 Flax variables and the change of layout. The order is PyTorch's, in both forms of a network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 
+import numpy as np
 from einops import rearrange
 
 from mdeq_jax.convert.entries import (
@@ -17,6 +18,8 @@ from mdeq_jax.convert.entries import (
     conv_entries,
     linear_entries,
 )
+from mdeq_jax.convert.errors import WeightsFileError, printable
+from mdeq_jax.convert.mdeq.variants import Named, split_prefix
 from mdeq_jax.models.repmlp.resnet import REPMLP_STAGES
 
 Path = tuple[str, ...]
@@ -214,3 +217,23 @@ def _conv_norm(name: str, path: Path, shape, merged: bool) -> Iterator[Entry]:
     yield from conv_entries(f"{name}.conv", (*path, "conv"), shape, bias=merged)
     if not merged:
         yield from batch_norm_entries(f"{name}.bn", (*path, "norm"), shape[0])
+
+
+def standard_names(state_dict: Mapping[str, np.ndarray]) -> Named:
+    """Strips the prefixes that wrappers put before every name.
+
+    Raises:
+        WeightsFileError: two entries have the same name without the prefixes.
+    """
+    tensors, file_names, prefixes = {}, {}, {}
+    for file_name, value in state_dict.items():
+        prefix, name = split_prefix(file_name)
+        if name in tensors:
+            raise WeightsFileError(
+                f"{printable(file_names[name])} and {printable(file_name)} are the same tensor of "
+                "two networks. Save the one to convert in a file of its own."
+            )
+        tensors[name], file_names[name] = np.asarray(value), file_name
+        prefixes[prefix] = prefixes.get(prefix, 0) + 1
+    notes = [f"{n} names begin with {prefix!r}" for prefix, n in prefixes.items() if prefix]
+    return Named(tensors, file_names, [], notes)
