@@ -83,7 +83,7 @@ def compile_step(config, batch_size: int) -> tuple[Callable, dict, object]:
 
 
 def memory(compiled) -> dict:
-    """Bytes on a device: by XLA's plan of the program, and the device's peak if it tells."""
+    """Bytes on a device: by XLA's plan of the program, and the device's peak if it reports one."""
     plan = compiled.memory_analysis()
     planned = (
         plan.argument_size_in_bytes

@@ -209,7 +209,7 @@ class Recognised(NamedTuple):
 
     Attributes:
         architecture: as inferred; None: not an MDEQ.
-        misfit: what the file lacks of it, or has beside it.
+        misfit: entries that the file lacks, or has in addition.
         text: for people; the known architectures that it fits, with the overrides they need.
     """
 
