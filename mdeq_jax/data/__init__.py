@@ -6,6 +6,7 @@ require_extra(
     "train", "mdeq_jax.data", ("cv2", "grain", "ml_collections", "sklearn", "tensorflow_datasets")
 )
 
+import os
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -56,7 +57,8 @@ def load_dataset(config: ConfigDict) -> Dataset:
     """Returns the data set that `config` names.
 
     Args:
-        config: `config.data`; `configs/default.py` documents the fields.
+        config: `config.data`; `configs/default.py` documents the fields. A `data_dir` that begins
+            with `~` is in the home directory.
 
     Raises:
         ValueError: an unknown name, a field or an image size that the data set does not have, a
@@ -71,4 +73,7 @@ def load_dataset(config: ConfigDict) -> Dataset:
         raise ValueError(
             f"config.data.on_error is {config.on_error!r}, but must be one of {_ON_ERROR}."
         )
+    if config.data_dir.startswith("~"):
+        config = config.copy_and_resolve_references()
+        config.data_dir = os.path.expanduser(config.data_dir)
     return DATASETS[config.name](config)

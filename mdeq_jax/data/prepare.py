@@ -9,6 +9,7 @@ tfrecord. `camvid`, `image_folder` and Cityscapes' official folders need no prep
 """
 
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -137,12 +138,14 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    dataset, data_dir = str(_DATASET.value), str(_DATA_DIR.value)
+    dataset, data_dir = str(_DATASET.value), os.path.expanduser(_DATA_DIR.value)
     manual_dir = pathlib.Path(_MANUAL_DIR.value or pathlib.Path(data_dir, "downloads", "manual"))
+    manual_dir = manual_dir.expanduser()
     try:
         if _CONVERT_TO.value:
-            convert(dataset, data_dir, _CONVERT_TO.value)
-            data_dir = _CONVERT_TO.value
+            output_dir = os.path.expanduser(_CONVERT_TO.value)
+            convert(dataset, data_dir, output_dir)
+            data_dir = output_dir
         else:
             prepare(dataset, data_dir, manual_dir)
     except ImportError as error:

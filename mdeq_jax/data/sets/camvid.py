@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
-from mdeq_jax.data.vision.files import list_images, pair_reader, require_folders
+from mdeq_jax.data.vision.files import count_unused, pair_reader, require_folders
+from mdeq_jax.data.vision.folders import find_images
 from mdeq_jax.data.vision.label_classes import LabelClass, evaluated, train_ids
 from mdeq_jax.data.vision.transforms import (
     SEGMENTATION_FIELDS,
@@ -59,11 +60,11 @@ def load(config: ConfigDict) -> Dataset:
     table = label_table(train_ids(LABELS, IGNORE_LABEL))
 
     def split(folder, train):
-        pairs = [
-            (path, root / f"{folder}annot" / f"{path.stem}.png")
-            for path in list_images(root / folder)
-        ]
-        reader = pair_reader(pairs, f"camvid ({folder})", config.on_error)
+        labels = root / f"{folder}annot"
+        images, left_out = find_images(root / folder, recursive=False)
+        pairs = [(path, labels / f"{path.stem}.png") for path in images]
+        left_out += count_unused(labels, pairs)
+        reader = pair_reader(pairs, f"camvid ({folder})", config.on_error, left_out)
         transform = SegmentationTransform.from_config(config, train, BASE_SIZE, table)
         return DiskSplit(reader, transform, config.on_error)
 

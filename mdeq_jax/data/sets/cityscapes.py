@@ -4,13 +4,15 @@ M. Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding,
 """
 
 import pathlib
+from collections import Counter
 
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields
 from mdeq_jax.data.vision import tfds_records
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
-from mdeq_jax.data.vision.files import list_images, pair_reader, require_folders
+from mdeq_jax.data.vision.files import pair_reader, require_folders
+from mdeq_jax.data.vision.folders import find_images, is_hidden
 from mdeq_jax.data.vision.label_classes import LabelClass, evaluated, train_ids
 from mdeq_jax.data.vision.transforms import (
     SEGMENTATION_FIELDS,
@@ -115,13 +117,18 @@ def _official_readers(config):
     root = require_folders(config.data_dir, "cityscapes", folders)
     readers = {}
     for split in ("train", "val"):
-        pairs = []
-        for city in sorted(p for p in (root / "leftImg8bit" / split).iterdir() if p.is_dir()):
-            for image in list_images(city):
+        pairs, left_out = [], Counter()
+        for city in sorted((root / "leftImg8bit" / split).iterdir()):
+            if is_hidden(city.name) or not city.is_dir():
+                left_out["hidden" if is_hidden(city.name) else "outside the cities"] += 1
+                continue
+            images, others = find_images(city, recursive=False)
+            left_out += others
+            for image in images:
                 stem = image.stem.removesuffix("_leftImg8bit")
                 label = root / "gtFine" / split / city.name / f"{stem}_gtFine_labelIds.png"
                 pairs.append((image, label))
-        readers[split] = pair_reader(pairs, f"cityscapes ({split})", config.on_error)
+        readers[split] = pair_reader(pairs, f"cityscapes ({split})", config.on_error, left_out)
     return readers
 
 

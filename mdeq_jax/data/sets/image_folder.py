@@ -1,18 +1,30 @@
 """Images in one folder per class, like torchvision's ImageFolder: train/CLASS/*, val/CLASS/*."""
 
 import pathlib
+import unicodedata
+from collections import Counter
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import Dataset, check_optional_fields
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
-from mdeq_jax.data.vision.files import IMAGE_SUFFIXES, FileReader, list_images, require_folders
+from mdeq_jax.data.vision.files import FileReader, require_folders
+from mdeq_jax.data.vision.folders import (
+    IMAGE_SUFFIXES,
+    describe_left_out,
+    find_images,
+    is_hidden,
+    report_left_out,
+)
 from mdeq_jax.data.vision.transforms import ClassificationTransform, training_image_size
 
 
 def load(config: ConfigDict) -> Dataset:
     """Returns the images of a folder. The classes are the folders of train/, sorted by name.
+
+    Images in subfolders of a class belong to the class. Hidden folders are no classes. The files
+    that are not taken are counted in one line. Two forms of a name in Unicode are one class.
 
     Args:
         config: `config.data`. `augment` gives random resized crops and mirror images, as for
@@ -21,22 +33,26 @@ def load(config: ConfigDict) -> Dataset:
     Raises:
         FileNotFoundError: train/ or val/ is missing, or (unless `on_error="skip"`) a class folder
             is empty.
-        ValueError: val/ has a class that train/ does not have.
+        ValueError: val/ has a class that train/ does not have, or the names of two classes differ
+            only in their Unicode form.
     """
     check_optional_fields(config, ("convert_to_rgb",))
     root = require_folders(config.data_dir, "image_folder", ("train", "val"))
     size = training_image_size(config)
-    names = _class_names(root / "train")
-    unknown = sorted(set(_class_names(root / "val")) - set(names))
+    classes = _class_folders(root / "train")
+    names = tuple(path.name for path in classes.values())
+    evaluated = _class_folders(root / "val")
+    unknown = [evaluated[form] for form in evaluated if form not in classes]
     if unknown:
         raise ValueError(
-            f"{root / 'val' / unknown[0]} is a class that {root / 'train'} does not have "
+            f"{unknown[0]} is a class that {root / 'train'} does not have "
             f"({len(unknown)} are): the classes are the {len(names)} folders of train/."
         )
 
     def split(folder, train):
         transform = ClassificationTransform(size, len(names), train, config.convert_to_rgb)
-        return DiskSplit(_list(root / folder, names, config.on_error), transform, config.on_error)
+        reader = _list(root / folder, classes, config.on_error)
+        return DiskSplit(reader, transform, config.on_error)
 
     return Dataset(
         name="image_folder",
@@ -50,31 +66,55 @@ def load(config: ConfigDict) -> Dataset:
     )
 
 
-def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-    if not names:
+def _class_folders(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """{name in composed Unicode: folder}, sorted by the names on disk."""
+    folders = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)):
+        other = folders.setdefault(unicodedata.normalize("NFC", path.name), path)
+        if other is not path:
+            raise ValueError(
+                f"{folder} has two folders that look the same and differ in their Unicode form, "
+                f"{other.name!a} and {path.name!a}: move the images of one to the other."
+            )
+    if not folders:
         raise FileNotFoundError(
             f"{folder} has no folders: it must hold one for each class, with its images."
         )
-    return names
+    return folders
 
 
-def _list(folder, names, on_error):
-    paths, labels = [], []
-    for label, name in enumerate(names):
-        if not (folder / name).is_dir():
+def _list(folder, classes, on_error):
+    paths, labels, here = [], [], _class_folders(folder)
+    left_out = _outside(folder)
+    for label, form in enumerate(classes):
+        if form not in here:
             continue  # val/ need not have every class
-        found = list_images(folder / name)
-        if not found:
-            message = f"{folder / name} has no images ({', '.join(IMAGE_SUFFIXES)})"
+        found = find_images(here[form], recursive=True)
+        left_out += found.left_out
+        if not found.images:
+            others = f"; it holds {describe_left_out(found.left_out)}" if found.left_out else ""
+            message = f"{here[form]} has no images ({', '.join(IMAGE_SUFFIXES)}){others}"
             if on_error != "skip":
                 raise FileNotFoundError(
                     f"{message}: add some, remove the folder, or set config.data.on_error='skip' "
                     "to go on without them."
                 )
             logging.warning("image_folder: skipped: %s", message)
-        paths += [str(path) for path in found]
-        labels += [label] * len(found)
+        paths += [str(path) for path in found.images]
+        labels += [label] * len(found.images)
+    report_left_out(f"image_folder ({folder.name})", left_out)
     if not paths:
-        raise FileNotFoundError(f"{folder} has no images in any of its {len(names)} folders.")
+        raise FileNotFoundError(f"{folder} has no images in any of its {len(classes)} folders.")
     return FileReader(paths, labels)
+
+
+def _outside(folder: pathlib.Path) -> Counter[str]:
+    """Counts the files that are in no class folder."""
+    left_out = Counter()
+    for entry in folder.iterdir():
+        if entry.is_dir() and is_hidden(entry.name):
+            found = find_images(entry, recursive=True)
+            left_out["hidden"] += len(found.images) + found.left_out.total()
+        elif not entry.is_dir():
+            left_out["hidden" if is_hidden(entry.name) else "outside the class folders"] += 1
+    return +left_out

@@ -2,14 +2,14 @@
 
 import dataclasses
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
 from absl import logging
 
 from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.disk_split import Record
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+from mdeq_jax.data.vision.folders import describe_left_out, find_images, report_left_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +57,21 @@ def require_folders(data_dir: str, name: str, folders: Sequence[str]) -> pathlib
     return root
 
 
-def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the JPEG and PNG files of a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+def count_unused(
+    folder: pathlib.Path, pairs: list[tuple[pathlib.Path, pathlib.Path]]
+) -> Counter[str]:
+    """Returns the count of a folder's label maps that are in none of the (image, label) pairs."""
+    used = {label for _, label in pairs}
+    found, left_out = find_images(folder, recursive=False)
+    left_out["label maps without an image"] += len(set(found) - used)
+    return +left_out
 
 
 def pair_reader(
-    pairs: list[tuple[pathlib.Path, pathlib.Path]], name: str, on_error: str
+    pairs: list[tuple[pathlib.Path, pathlib.Path]],
+    name: str,
+    on_error: str,
+    left_out: Counter[str],
 ) -> FileReader:
     """Returns the reader of (image, label map) pairs, all of which must exist.
 
@@ -71,10 +79,12 @@ def pair_reader(
         pairs: paths.
         name: data set and split, for errors.
         on_error: "raise", or "skip", which reports the images without a label map and omits them.
+        left_out: other files of the folders, which are reported in one line.
 
     Raises:
         FileNotFoundError: a label map is missing, or there are no pairs.
     """
+    report_left_out(name, left_out)
     missing = [(image, label) for image, label in pairs if not label.is_file()]
     if missing and on_error != "skip":
         image, label = missing[0]
@@ -88,5 +98,6 @@ def pair_reader(
         logging.warning("%s: skipped %d images without a label map", name, len(missing))
         pairs = [pair for pair in pairs if pair not in missing]
     if not pairs:
-        raise FileNotFoundError(f"{name}: no images found: check config.data.data_dir.")
+        others = f" There are {describe_left_out(left_out)}." if left_out else ""
+        raise FileNotFoundError(f"{name}: no images found: check config.data.data_dir.{others}")
     return FileReader([str(image) for image, _ in pairs], [str(label) for _, label in pairs])

@@ -7,7 +7,12 @@ import numpy as np
 from mdeq_jax.data.dataset import Dataset
 from mdeq_jax.data.vision import augment, decoding
 from mdeq_jax.data.vision.disk_split import Record
-from mdeq_jax.data.vision.files import IMAGE_SUFFIXES
+from mdeq_jax.data.vision.folders import (
+    IMAGE_SUFFIXES,
+    describe_left_out,
+    find_images,
+    report_left_out,
+)
 from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 
@@ -20,10 +25,12 @@ def list_folder(folder: str | pathlib.Path) -> list[pathlib.Path]:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: name one that holds images.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    return paths
+    found = find_images(folder, recursive=True)
+    if not found.images:
+        others = f"; it holds {describe_left_out(found.left_out)}" if found.left_out else ""
+        raise FileNotFoundError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}){others}.")
+    report_left_out(str(folder), found.left_out)
+    return found.images
 
 
 def read_for_evaluation(path: pathlib.Path, dataset: Dataset) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mdeq_jax.data import LabelClass
-from mdeq_jax.data.vision.files import IMAGE_SUFFIXES
+from mdeq_jax.data.vision.folders import IMAGE_SUFFIXES
 from mdeq_jax.viz.segmentation import Row, colorize, contact_sheet, overlay
 
 

@@ -1,11 +1,18 @@
 """Folders of images: classes, transforms, and everything that can be wrong with them."""
 
+import pathlib
 import shutil
+import tempfile
+import unittest.mock
 
 import cv2
 import numpy as np
 import pytest
+from absl import logging
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from configs import default
 from mdeq_jax.data import EvalLoader, TrainLoader, load_dataset
 from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, Record
@@ -177,3 +184,80 @@ def test_imagenet_samples(data_config, imagenet_samples):
     batch = next(TrainLoader(dataset, 64))
     assert batch["image"].shape == (64, 224, 224, 3)
     assert abs(batch["image"].mean()) < 0.5 and 0.7 < batch["image"].std() < 1.4
+
+
+def test_tilde_is_the_home_directory(load, image_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(image_folder.parent))
+    assert load(data_dir=f"~/{image_folder.name}").num_train == 18
+
+
+def test_hidden_folders_are_no_classes(load, image_folder, caplog):
+    for folder in ("train/.ipynb_checkpoints", "val/.ipynb_checkpoints", "train/__MACOSX/ant"):
+        write(image_folder / folder / "0.jpg", b"")
+    write(image_folder / "train/ant/.cache/0.jpg", b"")
+    write(image_folder / "train/ant/._0.jpg", b"")
+    dataset = load()
+    assert dataset.class_names == ("ant", "bee", "cow") and dataset.num_train == 18
+    assert "image_folder (train): left out 4 file(s): 4 hidden." in caplog.text
+    assert "image_folder (val): left out 1 file(s): 1 hidden." in caplog.text
+
+
+def test_images_in_subfolders_of_a_class(load, image_folder):
+    write(image_folder / "train/bee/day1/9.jfif", encode(".jpg", picture(40, 40)))
+    (image_folder / "train/bee/day1/loop").symlink_to(image_folder / "train/bee")
+    reader = load().train.reader
+    labels = {pathlib.Path(p).name: label for p, label in zip(reader.images, reader.labels)}
+    assert len(reader) == 19 and labels["9.jfif"] == 1
+    assert next(TrainLoader(load(), 19))["image"].shape == (19, 32, 32, 3)
+
+
+def test_files_that_are_not_read_are_counted(load, image_folder, caplog):
+    for name in ("ant/1.bmp", "ant/2.BMP", "bee/3.webp", "cow/4.tiff", "cow/README", "loose.jpg"):
+        write(image_folder / "train" / name, b"")
+    assert load().num_train == 18
+    expected = "2 .bmp, 1 .tiff, 1 .webp, 1 outside the class folders, 1 without a suffix."
+    assert f"image_folder (train): left out 6 file(s): {expected}" in caplog.text
+    write(image_folder / "train/dog/1.webp", b"")
+    with pytest.raises(FileNotFoundError, match=r"dog has no images .*; it holds 1 \.webp: add"):
+        load()
+
+
+def test_unicode_forms_of_a_class(load, image_folder):
+    (image_folder / "train/ant").rename(image_folder / "train/caf\u00e9")
+    (image_folder / "val/ant").rename(image_folder / "val/cafe\u0301")
+    dataset = load()
+    assert dataset.class_names == ("bee", "caf\u00e9", "cow") and dataset.num_eval == 9
+    write(image_folder / "train/cafe\u0301/0.jpg", b"")
+    with pytest.raises(ValueError, match=r"look the same.*'cafe\\u0301' and 'caf\\xe9'"):
+        load()
+
+
+NAMES = st.sampled_from(["a", "b", ".h", "c.d", "__MACOSX"])
+SUFFIXES = st.sampled_from([".jpg", ".PNG", ".jfif", ".bmp", ".webp", ""])
+FILES = st.tuples(st.lists(NAMES, max_size=3), NAMES, SUFFIXES)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(FILES.map(lambda f: "/".join([*f[0], f"{f[1]}_{f[2]}"]))))
+def test_every_file_of_a_tree_is_taken_or_counted(names):
+    with tempfile.TemporaryDirectory() as root:
+        folder = pathlib.Path(root)
+        for name in {"a/x.jpg", "b/x.jpg", *names}:
+            write(folder / "train" / name, b"")
+        write(folder / "val/a/x.jpg", b"")
+        files = [p.relative_to(folder / "train") for p in folder.glob("train/**/*") if p.is_file()]
+        taken = {}
+        for path in files:
+            shown = not any(part[0] == "." or part == "__MACOSX" for part in path.parts)
+            image = path.suffix.lower() in (".jpg", ".png", ".jfif")
+            if shown and image and len(path.parts) > 1:
+                taken[str(folder / "train" / path)] = path.parts[0]
+        config = default.get_config().data
+        config.update(name="image_folder", data_dir=root, image_size=(8, 8), on_error="skip")
+        with unittest.mock.patch.object(logging, "warning") as warning:
+            dataset = load_dataset(config)
+        reader = dataset.train.reader
+        classes = [dataset.class_names[label] for label in reader.labels]
+        assert dict(zip(reader.images, classes, strict=True)) == taken
+        counts = [c.args[2] for c in warning.call_args_list if c.args[0].startswith("%s: left out")]
+        assert sum(map(int, counts)) == len(files) - len(taken)

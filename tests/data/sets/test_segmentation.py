@@ -158,6 +158,14 @@ def test_image_without_its_label_map(load, camvid_like, caplog):
     assert "skipped 1 images without a label map" in caplog.text
 
 
+def test_files_that_are_not_read_are_counted(load, camvid_like, caplog):
+    for name in ("train/._0.jpg", "train/9.webp", "train/more/9.jpg", "trainannot/9.png"):
+        write(camvid_like / name, b"")
+    assert load().num_train == 6
+    expected = "1 .webp, 1 hidden, 1 in subfolders, 1 label maps without an image."
+    assert f"camvid (train): left out 4 file(s): {expected}" in caplog.text
+
+
 def test_whole_images_of_different_sizes(load, camvid_like):
     write(camvid_like / "val/1.jpg", encode(".jpg", picture(30, 40)))
     write(camvid_like / "valannot/1.png", encode(".png", np.zeros((30, 40), np.uint8)))
@@ -210,7 +218,7 @@ def test_cityscapes_that_is_not_there(data_config, folder):
         load_dataset(data_config(name="cityscapes", data_dir=folder, image_size=(32, 32)))
 
 
-def test_cityscapes_from_the_official_folders(data_config, tmp_path):
+def test_cityscapes_from_the_official_folders(data_config, tmp_path, caplog):
     raw = official_cityscapes(tmp_path)
     config = data_config(
         name="cityscapes", data_dir=str(tmp_path), image_size=(32, 32), base_size=64, augment=True
@@ -224,6 +232,9 @@ def test_cityscapes_from_the_official_folders(data_config, tmp_path):
     expected = np.vectorize(cityscapes.TRAIN_IDS.get)(raw)
     np.testing.assert_array_equal(list(EvalLoader(dataset, 1))[1]["label"][0], expected)
 
+    write(tmp_path / "leftImg8bit/train/.cache/x_leftImg8bit.png", b"")
+    write(tmp_path / "leftImg8bit/train/ulm/._x_leftImg8bit.png", b"")
+    assert load_dataset(config).num_train == 3 and "left out 2 file(s): 2 hidden" in caplog.text
     labels = tmp_path / "gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png"
     labels.unlink()
     with pytest.raises(FileNotFoundError, match="has no label map"):
