@@ -16,6 +16,7 @@ from benchmarks.report import markdown, write_json
 from benchmarks.timing import describe_machine
 from benchmarks.train_step import compile_step, memory
 from benchmarks.workload import forced
+from mdeq_jax.runtime import command_line
 
 HEAD = ("config", "tracing, s", "compiling, s", "first step, s", "memory as planned, GB")
 
@@ -69,7 +70,7 @@ def define_own_flags(values: flags.FlagValues) -> None:
     """Defines this benchmark's flags."""
     flags.DEFINE_list("names", None, "Names of files in configs/.", flag_values=values)
     flags.DEFINE_integer("batch", 2, "Images a step.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("json", None, "File for the report, as JSON.", flag_values=values)
+    command_line.define_path("json", "File for the report, as JSON.", flag_values=values)
     flags.mark_flag_as_required("names", flag_values=values)
 
 

@@ -28,6 +28,7 @@ from typing import NamedTuple
 from absl import app, flags, logging
 
 from benchmarks.gpu_table import TARGETS, table
+from mdeq_jax.runtime import command_line
 from mdeq_jax.runtime.compilation import LOOP_GRAPHS
 
 _HISTORY = [f"--config.solver.{way}.history_dtype=bfloat16" for way in ("forward", "backward")]
@@ -236,7 +237,9 @@ def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
 
 def define_own_flags(values: flags.FlagValues) -> None:
     """Defines this benchmark's flags."""
-    flags.DEFINE_string("output", "runs/gpu", "Folder for reports and logs.", flag_values=values)
+    command_line.define_path(
+        "output", "Folder for reports and logs.", "runs/gpu", flag_values=values
+    )
     flags.DEFINE_string("only", "", "Only processes whose names contain it.", flag_values=values)
     flags.DEFINE_integer("repeats", 5, "Timed runs, for the median.", flag_values=values)
     flags.DEFINE_float("minutes", 120.0, "Stops after so long.", flag_values=values)

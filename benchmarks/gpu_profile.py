@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from benchmarks import train_step
 from benchmarks.report import define_flags, markdown
 from benchmarks.workload import forced_by_flags
+from mdeq_jax.runtime import command_line
 
 STEPS = 2
 # Kind of a kernel by a part of its name, the first that fits.
@@ -102,7 +103,9 @@ def record(take, folder: Path) -> None:
 def define_own_flags(values: flags.FlagValues) -> None:
     """Defines this program's flags."""
     define_flags(values)
-    flags.DEFINE_string("output", "runs/gpu/profile", "Folder for the trace.", flag_values=values)
+    command_line.define_path(
+        "output", "Folder for the trace.", "runs/gpu/profile", flag_values=values
+    )
     flags.DEFINE_bool("table_only", False, "Print the table of a trace.", flag_values=values)
 
 

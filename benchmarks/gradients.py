@@ -29,6 +29,7 @@ from mdeq_jax.data import EvalLoader, load_dataset
 from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.implicit import BackwardStats, ift
 from mdeq_jax.models import ForwardOptions, build_model
+from mdeq_jax.runtime import command_line
 from mdeq_jax.solvers import Status, broyden
 
 COMPARED = ("stem", "cell")
@@ -269,12 +270,16 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The config.", lock_config=True)
-    _WORKDIR = flags.DEFINE_string("workdir", "", "Directory that was trained or converted.")
-    _TORCH_FILE = flags.DEFINE_string("torch_file", "", "PyTorch checkpoint, instead of --workdir.")
+    _WORKDIR = command_line.define_path("workdir", "Directory that was trained or converted.", "")
+    _TORCH_FILE = command_line.define_path(
+        "torch_file", "PyTorch checkpoint, instead of --workdir.", ""
+    )
     _EXAMPLES = flags.DEFINE_integer("examples", 64, "Evaluation examples in the batch.")
     _EXACT_STEPS = flags.DEFINE_integer("exact_steps", 150, "Most steps of the exact solves.")
     _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repetitions; the median is reported.")
-    _OUTPUT = flags.DEFINE_string("output", "runs/gradients", "Folder for the results.")
-    _PLOT = flags.DEFINE_string("plot", "", "Picture to write; by default OUTPUT/gradients.png.")
+    _OUTPUT = command_line.define_path("output", "Folder for the results.", "runs/gradients")
+    _PLOT = command_line.define_path(
+        "plot", "Picture to write; by default OUTPUT/gradients.png.", ""
+    )
     flags.mark_flag_as_required("config")
     app.run(main)

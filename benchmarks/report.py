@@ -8,6 +8,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from mdeq_jax.runtime import command_line
+
 flags.disclaim_key_flags()  # `--help` shows them as those of the benchmark
 
 
@@ -39,7 +41,7 @@ def define_flags(
         "Of the network; default: the config's.",
         flag_values=values,
     )
-    flags.DEFINE_string("json", None, "File for the report, as JSON.", flag_values=values)
+    command_line.define_path("json", "File for the report, as JSON.", flag_values=values)
     flags.mark_flag_as_required("config", flag_values=values)
 
 

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from benchmarks.gradients import candidate_model, flatten, load_problem
 from mdeq_jax.implicit import BackwardStats
 from mdeq_jax.models import ForwardOptions
+from mdeq_jax.runtime import command_line
 
 
 def cast(tree, dtype):
@@ -77,7 +78,7 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The config.", lock_config=True)
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory that was trained or converted.")
+    _WORKDIR = command_line.define_path("workdir", "Directory that was trained or converted.")
     _EXAMPLES = flags.DEFINE_integer("examples", 32, "Evaluation examples in the batch.")
     _STEPS = flags.DEFINE_list("steps", ["5", "10", "15", "20", "30"], "Numbers of steps.")
     _BETA = flags.DEFINE_list("beta", ["0.3", "0.5", "0.7", "0.8", "0.9"], "Relaxations.")

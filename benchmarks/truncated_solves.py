@@ -19,6 +19,7 @@ from benchmarks.gradients import candidate_model, exact_gradient, flatten, gradi
 from mdeq_jax.implicit import BackwardStats
 from mdeq_jax.implicit.attach import LINEARIZE_AT
 from mdeq_jax.implicit.fallback import UNCONVERGED
+from mdeq_jax.runtime import command_line
 from mdeq_jax.solvers import Status
 
 
@@ -90,7 +91,7 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The config.", lock_config=True)
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory that was trained or converted.")
+    _WORKDIR = command_line.define_path("workdir", "Directory that was trained or converted.")
     _EXAMPLES = flags.DEFINE_integer("examples", 64, "Evaluation examples in the batch.")
     _STEPS = flags.DEFINE_list("steps", ["3", "5", "8"], "Most steps of either solve.")
     _EXACT_STEPS = flags.DEFINE_integer("exact_steps", 150, "Most steps of the exact solves.")

@@ -77,7 +77,7 @@ def start_from_checkpoint(state: TrainState, config: ConfigDict) -> TrainState:
         FileNotFoundError: there is no checkpoint.
         ValueError: its transferable part is another; lists every difference.
     """
-    source = Path(config.init.from_checkpoint)
+    source = Path(config.init.from_checkpoint).expanduser()
     source_config, family = _config_of(source, config), family_of(config)
     variables, step = load_variables(source, source_config)
     target, other = (flatten_dict(tree) for tree in (state.variables, variables))

@@ -28,10 +28,12 @@ class _PathParser(flags.ArgumentParser):
         return "path"
 
 
-def define_path(name: str, help_text: str, **options) -> flags.FlagHolder:
+def define_path(
+    name: str, help_text: str, default: str | None = None, **options
+) -> flags.FlagHolder:
     """Defines a flag that names a file or a folder; `~` is the home directory, as in a shell."""
     serializer = flags.ArgumentSerializer()
-    return flags.DEFINE(_PathParser(), name, None, help_text, serializer=serializer, **options)
+    return flags.DEFINE(_PathParser(), name, default, help_text, serializer=serializer, **options)
 
 
 def define_config(help_text: str = "Config file, e.g. configs/digits.py") -> flags.FlagHolder:
