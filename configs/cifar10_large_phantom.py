@@ -29,7 +29,6 @@ def get_config():
     config.model.final_channels = 1680
 
     config.solver.forward.max_steps = 18
-    config.solver.backward.max_steps = 20
     config.gradient.name = "phantom"
     config.gradient.steps = 5
     config.gradient.tau = 0.5
@@ -42,9 +41,12 @@ def get_config():
     config.train.momentum = 0.9
     config.train.nesterov = False
     config.train.pretrain_steps = 0
-    config.train.random_forward_delta = 2
 
     config.data.name = "cifar10"
     config.data.image_size = (32, 32)
     config.data.augment = True
+
+    # Released settings that have no effect in this recipe:
+    # config.solver.backward.max_steps = 20
+    # config.train.random_forward_delta = 2
     return config.lock()

@@ -40,8 +40,6 @@ def get_config():
     config.train.optimizer = "adam"
     config.train.learning_rate = 0.001
     config.train.weight_decay = 0.0
-    config.train.momentum = 0.98
-    config.train.nesterov = True
     config.train.pretrain_steps = 16000
     config.train.pretrain_layers = 8
     config.train.random_forward_delta = 2
@@ -49,4 +47,8 @@ def get_config():
     config.data.name = "cifar10"
     config.data.image_size = (32, 32)
     config.data.augment = True
+
+    # Released settings that have no effect in this recipe:
+    # config.train.momentum = 0.98
+    # config.train.nesterov = True
     return config.lock()

@@ -45,7 +45,6 @@ def get_config():
     config.train.nesterov = False
     config.train.pretrain_steps = 40000
     config.train.pretrain_layers = 3
-    config.train.random_forward_delta = 2
     config.train.sync_batch_norm = True
     config.train.class_weights = "cityscapes"
 
@@ -58,4 +57,7 @@ def get_config():
     config.eval.every_epochs = 10.0
     config.eval.batch_size = 8
     config.checkpoint.every_epochs = 10.0
+
+    # Released settings that have no effect in this recipe:
+    # config.train.random_forward_delta = 2
     return config.lock()

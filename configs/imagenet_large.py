@@ -40,9 +40,11 @@ def get_config():
     config.train.nesterov = True
     config.train.pretrain_steps = 510000
     config.train.pretrain_layers = 4
-    config.train.random_forward_delta = 2
 
     config.data.name = "imagenet2012"
     config.data.image_size = (224, 224)
     config.data.augment = True
+
+    # Released settings that have no effect in this recipe:
+    # config.train.random_forward_delta = 2
     return config.lock()

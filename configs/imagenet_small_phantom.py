@@ -31,9 +31,7 @@ def get_config():
     config.model.final_channels = 2048
 
     config.solver.forward.max_steps = 26
-    config.solver.backward.max_steps = 27
     config.solver.forward.stop_mode = "abs"
-    config.solver.backward.stop_mode = "abs"
     config.gradient.name = "phantom"
     config.gradient.steps = 5
     config.gradient.tau = 0.6
@@ -46,9 +44,13 @@ def get_config():
     config.train.momentum = 0.9
     config.train.nesterov = True
     config.train.pretrain_steps = 0
-    config.train.random_forward_delta = 2
 
     config.data.name = "imagenet2012"
     config.data.image_size = (224, 224)
     config.data.augment = True
+
+    # Released settings that have no effect in this recipe:
+    # config.solver.backward.max_steps = 27
+    # config.solver.backward.stop_mode = "abs"
+    # config.train.random_forward_delta = 2
     return config.lock()

@@ -33,6 +33,13 @@ DEFAULTS = {
     "data.num_workers": 0,
     "data.scale_factor": None,
 }
+DEFAULT_BACKWARD = {
+    "name": "broyden",
+    "max_steps": 20,
+    "tol": 1e-3,
+    "stop_mode": "rel",
+    **dict.fromkeys(("history_dtype", "m", "lam", "beta", "tau")),
+}
 _SOLVER_FIELDS = ("history_dtype", "m", "lam", "beta", "tau")
 
 
@@ -67,7 +74,7 @@ def _solvers(config: ConfigDict, training: bool) -> list[str]:
             "brings its own iteration, which takes max_steps, tol and stop_mode from there."
         )
     switch = info.solves_only_with
-    if training and not info.solves_with(config.gradient):
+    if training and not info.solves_with(config.gradient) and _solver_is_set(config):
         lines.append(
             f"solver.backward has no effect on training: gradient.name={gradient!r} "
             f"{f'without {switch} ' if switch else ''}does no backward solve."
@@ -79,6 +86,11 @@ def _solvers(config: ConfigDict, training: bool) -> list[str]:
             "takes."
         )
     return lines
+
+
+def _solver_is_set(config: ConfigDict) -> bool:
+    """Whether the backward solver differs from its defaults."""
+    return any(config.solver.backward[f] != value for f, value in DEFAULT_BACKWARD.items())
 
 
 def _reasons(config: ConfigDict, training: bool) -> Iterator[tuple[list[str], str]]:
