@@ -7,7 +7,6 @@ Export:  python convert_torch_weights.py --config=configs/imagenet_small.py \
              --input=/runs/in_small --export=weights.pkl
 """
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,12 +25,15 @@ _OUTPUT = command_line.define_path("output", "Work directory to make, for eval.p
 _EXPORT = command_line.define_path("export", "PyTorch file to write; needs torch.")
 _INSPECT = flags.DEFINE_bool("inspect", False, "List what the file holds, and convert nothing.")
 
+_KEY = flags.DEFINE_string("key", None, "Entry of the file to take, e.g. model_ema.")
+_ALLOW_NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "Convert NaN and infinity too.")
+
 
 def run():
     if _INPUT.value is None:
         raise ValueError("Give --input=FILE, and --inspect to list what the file holds.")
     if _INSPECT.value:
-        print(convert.inspect_file(_INPUT.value))
+        print(convert.inspect_file(_INPUT.value, _KEY.value))
         return
     config = _CONFIG.value
     if config is None or not (_OUTPUT.value or _EXPORT.value):
@@ -40,14 +42,16 @@ def run():
             "Give --config, and --output or --export (or --inspect alone). The configs are\n"
             + configs
         )
-    if os.path.isdir(_INPUT.value):
+    if Path(_INPUT.value, "checkpoints").is_dir():
         if _OUTPUT.value:
             raise ValueError(f"{_INPUT.value} is a work directory already: give --export alone.")
         variables, step = load_variables(_INPUT.value, config)
         summary = f"exported step {step:,} of {_INPUT.value}"
     else:
-        conversion = convert.convert(convert.load_torch_file(_INPUT.value), config)
-        variables, summary = conversion.variables, convert.summarize(conversion)
+        tensors, notes = convert.read_state_dict(_INPUT.value, _KEY.value)
+        conversion = convert.convert(tensors, config, allow_nonfinite=_ALLOW_NONFINITE.value)
+        variables = conversion.variables
+        summary = "\n".join([*(f"note: {note}" for note in notes), convert.summarize(conversion)])
     if _EXPORT.value:
         convert.write_torch_file(_EXPORT.value, convert.export_state_dict(variables, config))
         summary += f"\nwrote {_EXPORT.value}"

@@ -9,13 +9,19 @@ from mdeq_jax.convert.state_dict import (
     convert_state_dict,
     export_state_dict,
 )
-from mdeq_jax.convert.torch_file.unpickle import load_torch_file, load_torch_object
+from mdeq_jax.convert.torch_file.unpickle import (
+    StateDict,
+    load_torch_file,
+    load_torch_object,
+    read_state_dict,
+)
 from mdeq_jax.convert.torch_file.writer import write_torch_file
 
 __all__ = [
     "KNOWN_ARCHITECTURES",
     "Architecture",
     "Conversion",
+    "StateDict",
     "WeightsFileError",
     "convert",
     "convert_state_dict",
@@ -23,6 +29,7 @@ __all__ = [
     "inspect_file",
     "load_torch_file",
     "load_torch_object",
+    "read_state_dict",
     "recognise",
     "summarize",
     "write_torch_file",

@@ -5,20 +5,21 @@ import os
 from mdeq_jax.convert.errors import printable
 from mdeq_jax.convert.families import UNKNOWN, describe
 from mdeq_jax.convert.language.recognise import recognise as recognise_language
-from mdeq_jax.convert.state_dict import Conversion
-from mdeq_jax.convert.torch_file.unpickle import load_torch_file
+from mdeq_jax.convert.state_dict import Conversion, not_finite
+from mdeq_jax.convert.torch_file.unpickle import read_state_dict
 
 
-def inspect_file(path: str | os.PathLike) -> str:
+def inspect_file(path: str | os.PathLike, key: str | None = None) -> str:
     """Lists every key of a weights file with its shape and type, and the network it belongs to.
 
     Args:
         path: of the file.
+        key: the entry of the file with the state dict; see `read_state_dict`.
 
     Raises:
         WeightsFileError: the file cannot be read.
     """
-    state_dict = load_torch_file(path)
+    state_dict, taken = read_state_dict(path, key)
     names = [printable(name) for name in state_dict]
     width = max(map(len, names))
     lines = [
@@ -36,7 +37,8 @@ def inspect_file(path: str | os.PathLike) -> str:
         text = UNKNOWN if found is None else found.text
     if parameters is not None:
         lines.append(f"parameters: {parameters:,}")
-    lines += [f"note: {note}" for note in named.notes]
+    lines += [f"note: {note}" for note in [*taken, *named.notes]]
+    lines += [f"not finite: {line}" for line in not_finite(state_dict)]
     lines += [f"not part of the network: {line}" for line in named.ignored]
     return "\n".join([*lines, f"recognised as: {text}"])
 

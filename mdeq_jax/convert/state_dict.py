@@ -57,8 +57,40 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], config: "ConfigDict
     return convert(state_dict, config).variables
 
 
-def convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conversion:
-    """Does what `convert_state_dict` does, and returns a report as well."""
+def convert(
+    state_dict: Mapping[str, np.ndarray], config: "ConfigDict", *, allow_nonfinite: bool = False
+) -> Conversion:
+    """Does what `convert_state_dict` does, and returns a report as well.
+
+    With `allow_nonfinite`, the report lists the tensors that are not finite in float32. Without it,
+    they are an error.
+    """
+    with np.errstate(over="ignore"):  # reported by `not_finite`
+        conversion = _convert(state_dict, config)
+    bad = not_finite(state_dict)
+    if bad and not allow_nonfinite:
+        raise WeightsFileError(
+            "The weights are not finite in float32:\n  "
+            + "\n  ".join(bad)
+            + "\nThe network would return NaN. Take another checkpoint, or convert this one "
+            "regardless with --allow_nonfinite (or convert(..., allow_nonfinite=True))."
+        )
+    return conversion._replace(notes=[*conversion.notes, *(f"not finite: {line}" for line in bad)])
+
+
+def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """A line for each tensor with numbers that are NaN, infinite or too large for float32."""
+    lines = []
+    for name, tensor in tensors.items():
+        with np.errstate(over="ignore"):
+            real = np.asarray(tensor) if np.iscomplexobj(tensor) else np.asarray(tensor, np.float32)
+        finite = np.isfinite(real)
+        if count := finite.size - int(np.count_nonzero(finite)):
+            lines.append(f"{printable(name)}: {count:,} of {finite.size:,} numbers")
+    return lines
+
+
+def _convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conversion:
     if config.model.name in language.FAMILIES:
         return _convert_language(state_dict, config)
     names = weight_names(config)

@@ -9,7 +9,12 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.engine.state import TrainState, build_optimizer, make_state, variable_shapes
-from mdeq_jax.engine.workdir import CONFIG_FILE, check_architecture, write_config
+from mdeq_jax.engine.workdir import (
+    CONFIG_FILE,
+    check_architecture,
+    check_writable,
+    write_config,
+)
 from mdeq_jax.models import build_model, family_of
 from mdeq_jax.runtime.hosts import log
 
@@ -25,9 +30,11 @@ def save_variables(variables: dict, config: ConfigDict, workdir: str | Path) -> 
         workdir: made if missing.
 
     Raises:
-        ValueError: `workdir` holds checkpoints already.
+        OSError: `workdir` is a file or cannot be written.
+        ValueError: it holds checkpoints already.
     """
     workdir = Path(workdir)
+    check_writable(workdir)
     if any((workdir / "checkpoints").glob("*")):
         raise ValueError(
             f"{workdir} holds checkpoints already: choose another --output, or remove them first."

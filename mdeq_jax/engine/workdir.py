@@ -21,6 +21,12 @@ def check_writable(workdir: Path) -> None:
     """
     if not hosts.is_primary():
         return
+    for path in (workdir, *workdir.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(
+                f"{path} is a file, so it cannot be the work directory or hold it: name a folder, "
+                "which is made if missing."
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir) as file:

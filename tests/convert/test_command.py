@@ -20,7 +20,7 @@ def command(capsys, monkeypatch):
     parsed = flags.FLAGS
 
     def run(*arguments):
-        for name in ("config", "input", "output", "export", "inspect"):
+        for name in ("config", "input", "output", "export", "inspect", "key"):
             parsed[name].unparse()
         for name in [name for name in parsed if name.startswith("config.")]:
             delattr(parsed, name)
@@ -126,6 +126,11 @@ def test_refusals(command, reference_dir, tmp_path):
     message = refusal(command, "--config=configs/imagenet_small.py", weights, output)
     assert "missing" in message and "configs/cifar10_tiny.py" in message
     assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("file", "file/run"):
+        message = refusal(command, TINY, weights, f"--output={tmp_path / name}")
+        assert f"{tmp_path / 'file'} is a file, so it cannot be the work directory" in message
+    assert "no state dict under the key" in refusal(command, TINY, weights, output, "--key=ema")
     command(TINY, weights, output)
     assert "holds checkpoints already" in refusal(command, TINY, weights, output)
     assert "work directory already" in refusal(

@@ -94,7 +94,7 @@ def test_xl_from_its_file_in_time_and_memory(shapes, tmp_path):
     assert figures["seconds"] < 30 and figures["gigabytes"] < 3, figures
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "model.module."])
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod.", "module.model.", "_orig_mod."])
 def test_prefixes(prefix, tiny):
     state_dict, config = tiny
     conversion = convert({prefix + name: w for name, w in state_dict.items()}, config)
@@ -180,6 +180,17 @@ def test_other_precisions_become_float32(kind, tiny):
     narrow = {n: w.astype(kind) if w.dtype.kind == "f" else w for n, w in state_dict.items()}
     exported = export_state_dict(convert_state_dict(narrow, config), config)
     assert_same(exported, {n: w.astype(state_dict[n].dtype) for n, w in narrow.items()})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_weights_that_are_not_finite_are_named(value, tiny):
+    state_dict, config = tiny
+    bad = {name: w.astype(np.float64) for name, w in state_dict.items()}
+    bad["classifier.bias"][:2] = value
+    message = refusal(bad, config)
+    assert "classifier.bias: 2 of 10 numbers" in message and "--allow_nonfinite" in message
+    conversion = convert(bad, config, allow_nonfinite=True)
+    assert conversion.notes == ["not finite: classifier.bias: 2 of 10 numbers"]
 
 
 def test_counters_may_be_absent(tiny):

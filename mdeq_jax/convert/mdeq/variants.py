@@ -13,7 +13,8 @@ from mdeq_jax.convert.errors import WeightsFileError, printable
 from mdeq_jax.convert.mdeq.names import CELL
 
 TORCHDEQ_CELL = "full_stage."
-_PREFIXES = ("module.", "model.")  # DataParallel's and the segmentation wrapper's, in either order
+# DataParallel's, the segmentation wrapper's and torch.compile's, in any order.
+_PREFIXES = ("module.", "model.", "_orig_mod.")
 _LOSS_BUFFERS = ("loss.criterion.weight", "criterion.weight")
 # First version: the cell as an attribute of the solver, and copies of both without weight norm.
 _CELL_COPIES = ("deq.func.", "fullstage_copy.", "deq.func_copy.")

@@ -51,14 +51,40 @@ def refused_global(module: str, name: str) -> WeightsFileError:
     dotted = f"{module}.{name}"
     if not re.fullmatch(r"[\w.]{1,200}", dotted):
         return WeightsFileError(f"damaged pickle: {reprlib.repr(dotted)} names no global")
-    advice = "Do not load it with `torch.load` or `pickle` unless you trust its source."
-    if module.split(".")[0] in ("numpy", "torch"):
-        advice = (
-            f"A {module.split('.')[0]} object was probably saved with the weights (a best "
-            "accuracy as a numpy number, or a whole model). If you trust the file, open it with "
-            "torch and save `model.state_dict()` alone."
-        )
+    advice = _advice(module, name)
     return UnsafePickleError(
         f"refused: its pickle names the global `{dotted}`, which is not on the short list of "
         f"functions that rebuild tensors and could run code. Nothing was run. {advice}"
+    )
+
+
+# Modules whose functions run code: no checkpoint names them for a good reason.
+_DANGEROUS = {
+    *("builtins", "__builtin__", "os", "posix", "nt", "subprocess", "sys", "shutil", "socket"),
+    *("importlib", "runpy", "pty", "code", "ctypes", "webbrowser", "pickle", "_pickle", "operator"),
+    *("functools", "commands", "timeit", "asyncio", "multiprocessing", "urllib", "requests", "pip"),
+}
+# Classes of settings that training programs save with the weights, by the module's first name.
+_SETTINGS = {
+    *("argparse", "types", "yacs", "omegaconf", "easydict", "addict", "munch", "ml_collections"),
+    *("mmcv", "mmengine", "detectron2", "fvcore", "hydra", "pathlib", "datetime"),
+}
+
+
+def _advice(module: str, name: str) -> str:
+    """What to do about a file that names a global."""
+    package = module.split(".")[0]
+    if package in _DANGEROUS:
+        return "Do not load it with `torch.load` or `pickle` unless you trust its source."
+    if package == "numpy":
+        what = "A numpy object was probably saved with the weights (a best accuracy as a number)."
+    elif package == "torch":
+        what = "A torch object was probably saved with the weights (a whole model)."
+    elif package in _SETTINGS:
+        what = f"A settings object ({name}) was probably saved with the weights."
+    else:
+        what = f"An object of the training program ({name}) was probably saved with the weights."
+    return (
+        f"{what} If you trust the file, open it with `torch.load(..., weights_only=False)` and "
+        "save `model.state_dict()` alone."
     )

@@ -1,54 +1,80 @@
 """Reads PyTorch weight files as numpy arrays, without torch and without running their code.
 
 It reads both forms that `torch.save` writes: the zip of PyTorch 1.6 and later (`zip_format.py`)
-and the older stream of pickles (`legacy_format.py`). `torch/serialization.py` defines them.
+and the older stream of pickles (`legacy_format.py`). `torch/serialization.py` defines them. It also
+reads safetensors (`containers.py`).
 """
 
 import os
 import reprlib
 from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from mdeq_jax.convert.errors import WeightsFileError
-from mdeq_jax.convert.torch_file import legacy_format, zip_format
+from mdeq_jax.convert.errors import WeightsFileError, printable
+from mdeq_jax.convert.torch_file import containers, legacy_format, zip_format
 
 # A pickle of a kilobyte can unfold to an endless tree, by holding the same list many times.
 _MAX_TREE_NODES = 300_000
 _MAX_TREE_DEPTH = 50
 _PLAIN_TYPES = {str, int, float, bool, bytes, type(None), np.ndarray}
 _CONTAINERS = {dict, OrderedDict, list, tuple, set}
-_STATE_DICT_KEYS = ("state_dict", "model")
+_STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict")
+_MAX_KEY_DEPTH = 3  # of a state dict in a checkpoint
 
 
-def load_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads the state dict of a PyTorch file.
+class StateDict(NamedTuple):
+    """The state dict of a file.
 
-    The file holds either the state dict itself or a checkpoint with one under `state_dict` or
-    `model`. Other entries of a checkpoint (epoch, optimizer) are ignored. Names are unchanged,
-    prefixes included. Files that could run code are refused.
+    Attributes:
+        tensors: name to array.
+        notes: which entry of the file it is, and which others hold tensors.
+    """
+
+    tensors: dict[str, np.ndarray]
+    notes: list[str]
+
+
+def load_torch_file(path: str | os.PathLike, key: str | None = None) -> dict[str, np.ndarray]:
+    """Reads the state dict of a PyTorch or safetensors file; see `read_state_dict`."""
+    return read_state_dict(path, key).tensors
+
+
+def read_state_dict(path: str | os.PathLike, key: str | None = None) -> StateDict:
+    """Reads the state dict of a PyTorch or safetensors file.
+
+    The file holds either the state dict itself or a checkpoint with one under `state_dict`,
+    `model` or `model_state_dict`. Other entries of a checkpoint (epoch, optimizer) are ignored;
+    those that hold tensors are noted. Names are unchanged, prefixes included. Files that could run
+    code are refused.
 
     Args:
         path: of the file.
+        key: the entry with the state dict, e.g. "model_ema", or "ema.module" for an entry of an
+            entry.
 
     Returns:
-        {name: array}, in the order of the file and in PyTorch's layout (convolutions
+        The state dict, in the order of the file and in PyTorch's layout (convolutions
         `[out, in, kh, kw]`). Types are those of the file: float16, bfloat16 (from `ml_dtypes`),
         float32, float64, int8 to int64, uint8 or bool. Tensors that shared memory share it here.
 
     Raises:
         WeightsFileError: the file cannot be read, is damaged or is refused. It holds no state dict
-            or two, or a state dict with entries that are not tensors (all of them are listed).
+            under `key`, none or two without one, or a state dict with entries that are not tensors
+            (all of them are listed).
     """
     saved = load_torch_object(path)
     try:
-        return _checked_state_dict(_find_state_dict(saved))
+        found, notes = _find_state_dict(saved, key)
+        return StateDict(_checked_state_dict(found), notes)
     except WeightsFileError as error:
         raise WeightsFileError(f"{os.fspath(path)}: {error}") from None
 
 
 def load_torch_object(path: str | os.PathLike) -> object:
-    """Reads the whole object in a PyTorch file, with arrays for tensors.
+    """Reads the whole object in a PyTorch or safetensors file, with arrays for tensors.
 
     Args:
         path: of the file.
@@ -62,6 +88,7 @@ def load_torch_object(path: str | os.PathLike) -> object:
         WeightsFileError: the file cannot be read, is damaged, or names a global that is not
             allowed.
     """
+    containers.refuse_folder(path)
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise WeightsFileError(f"{path}: no such file")
@@ -88,10 +115,13 @@ def load_torch_object(path: str | os.PathLike) -> object:
 
 def _read(file):
     file_size = os.fstat(file.fileno()).st_size
-    signature = file.read(len(zip_format.SIGNATURE))
+    head = file.read(512)
     file.seek(0)
-    if signature == zip_format.SIGNATURE:
+    if head.startswith(zip_format.SIGNATURE):
         return zip_format.read_zip(file, file_size)
+    if containers.is_safetensors(head, file_size):
+        return containers.read_safetensors(file.readall())
+    containers.refuse_other_formats(head)
     return legacy_format.read_legacy(file, file_size)
 
 
@@ -120,26 +150,61 @@ def _holds_tensors(value):
     return isinstance(value, dict) and any(isinstance(v, np.ndarray) for v in value.values())
 
 
-def _find_state_dict(saved):
+def _find_state_dict(saved, key: str | None) -> tuple[dict, list[str]]:
+    """The state dict of a saved object, and notes on the choice."""
     if not isinstance(saved, dict):
         raise WeightsFileError(
             f"the file holds a {type(saved).__name__}, not a state dict. Save `model.state_dict()`."
         )
-    nested = [key for key in _STATE_DICT_KEYS if _holds_tensors(saved.get(key))]
+    sets = dict(_tensor_sets(saved))
+    choices = " or ".join(f"--key={printable(name)}" for name in sets if name)
+    if key is not None:
+        if key not in sets:
+            raise WeightsFileError(
+                f"no state dict under the key {key!r}. "
+                + (f"There is one with {choices}." if choices else "No entry holds tensors.")
+            )
+        return sets[key], _notes(key, sets)
+    nested = [name for name in _STATE_DICT_KEYS if name in sets]
     if len(nested) > 1:
         raise WeightsFileError(
-            f"the file holds a state dict under each of {', '.join(nested)}; save the one to "
-            "convert in a file of its own"
+            f"the file holds a state dict under each of {', '.join(nested)}: choose one with "
+            f"{choices} (or load_torch_file(path, key=...))"
         )
     if nested:
-        return saved[nested[0]]
-    if _holds_tensors(saved):
-        return saved
+        return sets[nested[0]], _notes(nested[0], sets)
+    if "" in sets:
+        return saved, _notes("", sets)
+    held = f" Other entries hold tensors: choose one with {choices}." if choices else ""
     raise WeightsFileError(
         f"no state dict in the file: neither its top level nor an entry "
         f"{' or '.join(_STATE_DICT_KEYS)} holds tensors. Its top level has the keys "
-        f"{_listed(saved)}"
+        f"{_listed(saved)}.{held}"
     )
+
+
+def _tensor_sets(saved: dict, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, dict]]:
+    """Yields the dicts that hold tensors, each with its key; "" is the top level."""
+    if _holds_tensors(saved):
+        yield prefix, saved
+    for name, value in saved.items():
+        if isinstance(value, dict) and isinstance(name, str) and depth < _MAX_KEY_DEPTH:
+            yield from _tensor_sets(value, f"{prefix}.{name}" if prefix else name, depth + 1)
+
+
+def _notes(taken: str, sets: dict[str, dict]) -> list[str]:
+    """Which entry was taken, if there was a choice."""
+    others = [
+        f"{printable(name)} ({sum(isinstance(v, np.ndarray) for v in tensors.values()):,})"
+        for name, tensors in sets.items()
+        if name != taken and not (taken and name.startswith(f"{taken}."))
+    ]
+    if not others:
+        return []
+    return [
+        f"took the tensors under {printable(taken) or 'the top level'}; the file holds others "
+        f"under {', '.join(other or 'the top level' for other in others)}: --key chooses"
+    ]
 
 
 def _checked_state_dict(state_dict):

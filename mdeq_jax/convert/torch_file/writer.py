@@ -14,6 +14,7 @@ def write_torch_file(path: str | os.PathLike, state_dict: dict[str, np.ndarray])
 
     Raises:
         ModuleNotFoundError: torch is not installed.
+        IsADirectoryError: `path` is a folder.
     """
     try:
         import torch
@@ -22,5 +23,7 @@ def write_torch_file(path: str | os.PathLike, state_dict: dict[str, np.ndarray])
             "Writing a PyTorch file needs torch, which is not installed: pip install torch (the "
             "CPU build is enough). Nothing else in mdeq_jax needs it."
         ) from None
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{os.fspath(path)} is a folder: name a file to write.")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     torch.save({name: torch.from_numpy(array) for name, array in state_dict.items()}, path)

@@ -5,7 +5,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mdeq_jax.convert.torch_file.unpickle import load_torch_file, load_torch_object
+from mdeq_jax.convert.errors import WeightsFileError
+from mdeq_jax.convert.torch_file.unpickle import (
+    load_torch_file,
+    load_torch_object,
+    read_state_dict,
+)
 from tests.helpers.torch_files import (
     BOTH_FORMS,
     FLOATS,
@@ -185,8 +190,34 @@ def test_no_state_dict_lists_the_top_level(tmp_path):
 
 
 def test_two_state_dicts(tmp_path):
-    saved = {"state_dict": {"w": tensor((6,))}, "model": {"w": tensor((6,))}}
-    assert "under each of state_dict, model" in refusal(write(tmp_path, saved, zipped=True))
+    saved = {"state_dict": {"w": tensor((6,))}, "model": {"v": tensor((6,))}}
+    path = write(tmp_path, saved, zipped=True)
+    assert "under each of state_dict, model: choose one with --key=" in refusal(path)
+    assert list(load_torch_file(path, key="model")) == ["v"]
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
+def test_other_tensors_of_a_file_are_named_and_chosen(tmp_path, key):
+    average = {"module": {"v": tensor((6,)), "step": 3}}
+    saved = {key: {"w": tensor((6,))}, "model_ema": {"u": tensor((6,))}, "ema": average}
+    path = write(tmp_path, saved, zipped=True)
+    found = read_state_dict(path)
+    assert list(found.tensors) == ["w"]
+    assert found.notes == [
+        f"took the tensors under {key}; the file holds others under model_ema (1), "
+        "ema.module (1): --key chooses"
+    ]
+    assert list(load_torch_file(path, key="model_ema")) == ["u"]
+    with pytest.raises(WeightsFileError, match=r"under the key 'x'. .*--key=ema\.module"):
+        load_torch_file(path, key="x")
+    with pytest.raises(WeightsFileError, match=r"not named tensors: 'step' \(int\)"):
+        load_torch_file(path, key="ema.module")
+
+
+def test_tensors_under_an_unknown_key_are_found(tmp_path):
+    path = write(tmp_path, {"net": {"w": tensor((6,))}}, zipped=True)
+    assert "choose one with --key=net" in refusal(path)
+    assert read_state_dict(path, "net").notes == []
 
 
 def test_entries_that_are_not_tensors_are_all_listed(tmp_path):

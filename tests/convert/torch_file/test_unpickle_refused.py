@@ -73,7 +73,24 @@ def test_globals_off_the_list_are_named(tmp_path, monkeypatch, form, protocol):
 
 def test_numpy_numbers_beside_the_weights_are_explained(tmp_path):
     path = write_zip(tmp_path / "w.pkl", pickle.dumps({"best": np.float64(1)}, 2))
-    assert "a best accuracy as a numpy number" in refusal(path)
+    assert "a best accuracy as a number" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "advice"),
+    [
+        ("argparse", "Namespace", "A settings object (Namespace) was probably saved"),
+        ("yacs.config", "CfgNode", "A settings object (CfgNode) was probably saved"),
+        ("types", "SimpleNamespace", "A settings object"),
+        ("models.mdeq", "MDEQ", "An object of the training program (MDEQ)"),
+        ("torch.nn.modules.conv", "Conv2d", "A torch object was probably saved"),
+        ("posix", "system", "unless you trust its source"),
+    ],
+)
+def test_advice_suits_the_global(tmp_path, module, name, advice):
+    message = refusal(write_zip(tmp_path / "w.pkl", dumps({"x": Global(module, name)})))
+    assert advice in message
+    assert ("save `model.state_dict()` alone" in message) == (module != "posix")
 
 
 OTHER_REFUSALS = {
@@ -199,7 +216,7 @@ def test_files_that_are_not_weights(tmp_path, content, expected):
 
 def test_paths_that_are_no_files(tmp_path):
     assert "no such file" in refusal(tmp_path / "missing.pkl")
-    assert "no such file" in refusal(tmp_path)
+    assert "a folder" in refusal(tmp_path)
 
 
 def test_zips_that_are_not_weights(tmp_path):
