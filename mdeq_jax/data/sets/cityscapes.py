@@ -6,10 +6,12 @@ M. Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding,
 import pathlib
 from collections import Counter
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields
 from mdeq_jax.data.vision import tfds_records
+from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.files import pair_reader, require_folders
 from mdeq_jax.data.vision.folders import find_images, is_hidden
@@ -95,7 +97,9 @@ def load(config: ConfigDict) -> Dataset:
     readers = _official_readers(config) if official else _tfds_readers(config)
 
     def split(reader, train):
-        transform = SegmentationTransform.from_config(config, train, BASE_SIZE, table)
+        transform = SegmentationTransform.from_config(
+            config, train, BASE_SIZE, table, check_label_ids
+        )
         return DiskSplit(reader, transform, config.on_error)
 
     return Dataset(
@@ -108,6 +112,25 @@ def load(config: ConfigDict) -> Dataset:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
+
+
+def check_label_ids(labels: np.ndarray, path: str) -> None:
+    """Raises ExampleError if a label map probably holds train ids.
+
+    These are 0 to 18 and 255 for ignored pixels. In a map of label ids, 255 is a licence plate, and
+    hence next to a vehicle, whose id is 26 or more.
+
+    Args:
+        labels: `[H, W]`, as in the file.
+        path: name of the file in errors.
+    """
+    counts = np.bincount(labels.ravel(), minlength=256)
+    if counts[255] and not counts[len(CLASSES) : 255].any():
+        raise ExampleError(
+            f"{path}: its labels, {np.flatnonzero(counts).tolist()}, look like train ids (0 to 18, "
+            "255 ignored), but label ids (0 to 33) are required: put the original "
+            "gtFine_labelIds.png in its place, or set config.data.on_error='skip'."
+        )
 
 
 def _official_readers(config):

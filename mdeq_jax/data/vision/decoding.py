@@ -52,8 +52,7 @@ def read_header(data: bytes, path: str) -> Header:
         ExampleError: another format, or a file that ends too early.
     """
     if data.startswith(_PNG_SIGNATURE):
-        # A PNG ends with the chunk IEND: its name and a checksum of 4 bytes.
-        if data[-8:-4] != b"IEND":
+        if not _is_whole_png(data):
             raise ExampleError(f"{path}: truncated PNG ({len(data)} bytes): {_REPLACE}.")
         width, height, bits, color = struct.unpack(">IIBB", data[16:26])
         return Header(height, width, _PNG_COLORS.get(color, f"type {color}"), bits, False)
@@ -63,6 +62,22 @@ def read_header(data: bytes, path: str) -> Header:
         f"{path}: neither a JPEG nor a PNG file (it begins with {data[:8]!r}): convert it to one "
         "of these, or set config.data.on_error='skip' to leave it out."
     )
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether the chunks are there from IHDR to IEND; bytes after the end do not matter.
+
+    A chunk is the length of its content (4 bytes), its name (4), the content and a checksum (4).
+    """
+    position = len(_PNG_SIGNATURE)
+    if data[position + 4 : position + 8] != b"IHDR":
+        return False
+    while position + 12 <= len(data):
+        length, name = struct.unpack(">I4s", data[position : position + 8])
+        position += 12 + length
+        if name == b"IEND":
+            return position <= len(data)
+    return False
 
 
 def _read_jpeg_header(data: bytes, path: str) -> Header:

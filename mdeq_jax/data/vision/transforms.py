@@ -1,6 +1,7 @@
 """Transforms of encoded examples to the image and label of a batch: one class per task."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Self
 
 import numpy as np
@@ -128,6 +129,8 @@ class SegmentationTransform:
         base_size: longer side at scale 1.
         scale_factor: the largest k.
         table: from `label_table`.
+        check: (label map `[H, W]` as in the file, its path) -> None; raises ExampleError for a map
+            that the table alone would accept.
         convert_to_rgb: convert grey, CMYK and other images instead of raising an error.
     """
 
@@ -138,10 +141,16 @@ class SegmentationTransform:
     scale_factor: int
     table: np.ndarray
     convert_to_rgb: bool
+    check: Callable[[np.ndarray, str], None] | None = None
 
     @classmethod
     def from_config(
-        cls, config: ConfigDict, train: bool, base_size: int, table: np.ndarray
+        cls,
+        config: ConfigDict,
+        train: bool,
+        base_size: int,
+        table: np.ndarray,
+        check: Callable[[np.ndarray, str], None] | None = None,
     ) -> Self:
         """Returns the transform of `config.data`, with the data set's `base_size` as default."""
         return cls(
@@ -151,6 +160,7 @@ class SegmentationTransform:
             base_size=base_size if config.base_size is None else config.base_size,
             scale_factor=16 if config.scale_factor is None else config.scale_factor,
             table=table,
+            check=check,
             convert_to_rgb=config.convert_to_rgb,
         )
 
@@ -198,6 +208,8 @@ class SegmentationTransform:
         import cv2
 
         raw = decoding.decode_label_map(record.label, record.label_path)
+        if self.check is not None:
+            self.check(raw, record.label_path)
         label = cv2.LUT(raw, self.table)
         invalid = label == _INVALID
         if invalid.any():

@@ -241,6 +241,22 @@ def test_cityscapes_from_the_official_folders(data_config, tmp_path, caplog):
         load_dataset(config)
 
 
+def test_train_ids_under_the_name_of_label_ids_are_refused(data_config, tmp_path):
+    official_cityscapes(tmp_path)
+    path = tmp_path / "gtFine/val/ulm/ulm_000001_000019_gtFine_labelIds.png"
+    labels = np.random.default_rng(0).integers(0, 19, (32, 64)).astype(np.uint8)
+    labels[:4] = 255
+    write(path, encode(".png", labels))
+    config = data_config(
+        name="cityscapes", data_dir=str(tmp_path), image_size=(32, 32), base_size=64
+    )
+    with pytest.raises(ValueError, match=r"000001_000019_gtFine_labelIds.png: .* like train ids"):
+        list(EvalLoader(load_dataset(config), 1))
+    labels[0, 0] = 26  # a car, on which 255 is a licence plate
+    write(path, encode(".png", labels))
+    assert len(list(EvalLoader(load_dataset(config), 1))) == 2
+
+
 def test_real_camvid(data_config, camvid_dir):
     config = data_config(
         name="camvid",

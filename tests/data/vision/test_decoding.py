@@ -28,6 +28,22 @@ def test_decodes_as_pillow(suffix):
     assert np.abs(image.astype(int) - expected).max() <= (3 if suffix == ".jpg" else 0)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("tail", [b"\0", b"more bytes than a chunk has", b"\0" * 4096])
+def test_bytes_after_the_end_do_not_matter(suffix, tail):
+    data = encode(suffix, picture(31, 47))
+    assert decoding.read_header(data + tail, "x") == decoding.read_header(data, "x")
+    decoded = decoding.decode_rgb(data + tail, "x")
+    np.testing.assert_array_equal(decoded, decoding.decode_rgb(data, "x"))
+
+
+def test_every_truncation_of_a_png_is_named():
+    data = encode(".png", picture(9, 9))
+    for length in range(8, len(data)):
+        with pytest.raises(ExampleError, match="truncated PNG"):
+            decoding.read_header(data[:length], "x")
+
+
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 def test_reduced_decoding(reduction):
     image = picture(129, 203)
