@@ -30,6 +30,25 @@ def gather_over_devices(x: jax.Array) -> jax.Array:
     return lax.all_gather(x, BATCH_AXIS, tiled=True)
 
 
+def varying_like(reference: PyTree, tree: PyTree) -> PyTree:
+    """`tree`, whose arrays vary over the axes of `jax.shard_map` that those of `reference` do.
+
+    With `check_vma=True`, both sides of a loop's carry, and of a branch, must vary over the same
+    axes. Constants vary over none.
+    """
+    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(reference)))
+
+    def vary(x):
+        missing = axes - _varying_axes(x)
+        return lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)
+
+
+def _varying_axes(x) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
 def num_devices() -> int:
     """Number of devices along the batch axis."""
     return lax.axis_size(BATCH_AXIS)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.solvers.loop import iterate
+from mdeq_jax.solvers.norms import in_float32
 from mdeq_jax.solvers.solution import Solution
 from mdeq_jax.solvers.stages import Algorithm, Step
 from mdeq_jax.solvers.validate import check_count
@@ -26,7 +27,7 @@ class _Ring(NamedTuple):
 
     Attributes:
         f: `[B, m, D]` f at each.
-        g: `[B, m, D]` residual f(z) - z of each.
+        g: `[B, m, D]` residual f(z) - z of each, in float32 or better.
         gram: `[B, m, m]` inner products of the residuals, in float32 or better.
         filled: `[B, m]` bool, the iterates that are combined.
     """
@@ -42,7 +43,7 @@ def anderson(
     z0: jax.Array,
     *,
     max_steps: int = 30,
-    tol: float = 1e-3,
+    tol: float | jax.Array = 1e-3,
     stop_mode: str = "rel",
     m: int = 6,
     lam: float = 1e-4,
@@ -50,6 +51,7 @@ def anderson(
     scale_lam: bool = True,
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
+    trace: Callable | None = None,
 ) -> Solution:
     """Solves f(z) = z by Anderson acceleration, every sample separately.
 
@@ -60,7 +62,7 @@ def anderson(
         z0: `[B, D]` start; a good guess, such as the state of the previous video frame, saves
             steps.
         max_steps: most steps; f is evaluated once more than there are steps.
-        tol: a sample is finished once its residual is under this.
+        tol: a sample is finished once its residual is under this. May be traced, and `[B]`.
         stop_mode: "rel" or "abs", see `Solution`.
         m: number of iterates that are combined.
         lam: regularisation of the Gram matrix.
@@ -71,6 +73,9 @@ def anderson(
             the original does.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
         record_at: steps after which the best iterates are recorded in the solution, ascending.
+        trace: function of (step, z `[B, D]`, residual `[B]`) that the host calls after the start
+            (step 0) and each step, through `jax.debug.callback`. The residual is that of
+            `stop_mode`; samples that are finished rest at their best iterate.
 
     Returns:
         A `Solution`.
@@ -78,6 +83,7 @@ def anderson(
     Raises:
         ValueError, TypeError: an argument is out of range, or f changes the shape or type of z.
     """
+    check_count("max_steps", max_steps)
     check_count("m, the number of iterates combined,", m)
     if not lam >= 0:
         raise ValueError(f"lam must not be negative; got {lam}.")
@@ -95,14 +101,16 @@ def anderson(
         stop_mode=stop_mode,
         step_budget=step_budget,
         record_at=record_at,
+        trace=trace,
     )
 
 
 def _empty_ring(slots: int, z: jax.Array) -> _Ring:
     batch, features = z.shape
-    empty = jnp.zeros((batch, slots, features), z.dtype)
-    gram = jnp.zeros((batch, slots, slots), jnp.promote_types(z.dtype, jnp.float32))
-    return _Ring(f=empty, g=empty, gram=gram, filled=jnp.zeros((batch, slots), bool))
+    fs = jnp.zeros((batch, slots, features), z.dtype)
+    gs = in_float32(fs)
+    gram = jnp.zeros((batch, slots, slots), gs.dtype)
+    return _Ring(f=fs, g=gs, gram=gram, filled=jnp.zeros((batch, slots), bool))
 
 
 def _update(lam, beta, scale_lam, ring: _Ring, index: jax.Array, step: Step):

@@ -31,6 +31,7 @@ from mdeq_jax.solvers.inverse import InverseEstimate
 from mdeq_jax.solvers.loop import iterate
 from mdeq_jax.solvers.solution import Solution
 from mdeq_jax.solvers.stages import Algorithm, Step
+from mdeq_jax.solvers.validate import check_count, check_start
 
 HISTORY_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -55,11 +56,12 @@ def broyden(
     z0: jax.Array,
     *,
     max_steps: int = 30,
-    tol: float = 1e-3,
+    tol: float | jax.Array = 1e-3,
     stop_mode: str = "rel",
     history_dtype: str | None = None,
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
+    trace: Callable | None = None,
     keep_inverse: bool = False,
     pallas: bool | None = False,
 ) -> Solution:
@@ -70,12 +72,15 @@ def broyden(
         z0: `[B, D]` start.
         max_steps: most steps; f is evaluated once more than there are steps, and one step fewer is
             stored.
-        tol: a sample is finished once its residual is under this.
+        tol: a sample is finished once its residual is under this. May be traced, and `[B]`.
         stop_mode: "rel" or "abs", see `Solution`.
         history_dtype: type in which the steps are stored ("bfloat16" halves the memory); None:
-            that of `z0`. Inner products are summed in the type of `z0` either way.
+            that of `z0`, but float32 at least. Inner products are summed in this type either way.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
         record_at: steps after which the best iterates are recorded in the solution, ascending.
+        trace: function of (step, z `[B, D]`, residual `[B]`) that the host calls after the start
+            (step 0) and each step, through `jax.debug.callback`. The residual is that of
+            `stop_mode`; samples that are finished rest at their best iterate.
         keep_inverse: whether the solution has the `InverseEstimate`. It keeps all the steps in
             memory, `max_steps` states.
         pallas: uses Pallas kernels that read only the filled rows of the history (GPU only); None
@@ -87,18 +92,20 @@ def broyden(
     Raises:
         ValueError, TypeError: an argument is out of range, or f changes the shape or type of z.
     """
-    # The last step is read again only by the estimate.
-    rows = max_steps if keep_inverse else max(max_steps - 1, 1)
     if history_dtype is not None and history_dtype not in HISTORY_DTYPES:
         raise ValueError(
             f"history_dtype must be None or one of {HISTORY_DTYPES}; got {history_dtype!r}."
         )
-    reading = _reading(pallas, z0)
+    check_count("max_steps", max_steps)
+    check_start(z0)
+    reading, products = _reading(pallas, z0), jnp.promote_types(z0.dtype, jnp.float32)
+    # The last step is read again only by the estimate.
+    rows = max_steps if keep_inverse else max(max_steps - 1, 1)
     solution = iterate(
         f,
         z0,
         Algorithm(
-            init=partial(_empty_history, rows, jnp.dtype(history_dtype or z0.dtype)),
+            init=partial(_empty_history, rows, jnp.dtype(history_dtype or products)),
             update=partial(_update, reading),
         ),
         max_steps=max_steps,
@@ -106,6 +113,7 @@ def broyden(
         stop_mode=stop_mode,
         step_budget=step_budget,
         record_at=record_at,
+        trace=trace,
         keep_algorithm=keep_inverse,
     )
     if keep_inverse:
@@ -176,10 +184,11 @@ def _reading(pallas: bool | None, z0: jax.Array) -> _Reading:
 
 def _empty_history(rows: int, stored: jnp.dtype, z: jax.Array) -> _History:
     batch, features = z.shape
+    products = jnp.promote_types(z.dtype, jnp.float32)
     return _History(
         steps=jnp.zeros((batch, rows, features), stored),
-        sqnorms=jnp.zeros((batch, rows), z.dtype),
-        inverse=jnp.broadcast_to(jnp.eye(rows, dtype=z.dtype), (batch, rows, rows)),
+        sqnorms=jnp.zeros((batch, rows), products),
+        inverse=jnp.broadcast_to(jnp.eye(rows, dtype=products), (batch, rows, rows)),
     )
 
 
@@ -187,7 +196,7 @@ def _update(reading: _Reading, history: _History, index: jax.Array, now: Step):
     inverse, delta, stuck = _next_step(reading, history, now.gz, index)
     stuck &= now.active
     delta = jnp.where((now.active & ~stuck)[:, None], delta, 0)
-    z, sqnorm = now.z + delta, jnp.sum(jnp.square(delta), axis=1)
+    z, sqnorm = (now.z + delta).astype(now.z.dtype), jnp.sum(jnp.square(delta), axis=1)
     steps = history.steps.at[:, index].set(delta.astype(history.steps.dtype), mode="drop")
     # Without the barrier XLA for GPUs keeps the step itself in memory while f is evaluated.
     if hardware.target().platform == "gpu":

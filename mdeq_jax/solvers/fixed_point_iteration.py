@@ -15,11 +15,12 @@ def fixed_point_iteration(
     z0: jax.Array,
     *,
     max_steps: int = 50,
-    tol: float = 1e-3,
+    tol: float | jax.Array = 1e-3,
     stop_mode: str = "rel",
     tau: float = 1.0,
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
+    trace: Callable | None = None,
 ) -> Solution:
     """Iterates z <- (1 - tau) z + tau f(z) (Krasnoselskii-Mann; Picard for tau = 1).
 
@@ -27,11 +28,14 @@ def fixed_point_iteration(
         f: `[B, D] -> [B, D]`, each row a function of its own row.
         z0: `[B, D]` start.
         max_steps: most steps; f is evaluated once more than there are steps.
-        tol: a sample is finished once its residual is under this.
+        tol: a sample is finished once its residual is under this. May be traced, and `[B]`.
         stop_mode: "rel" or "abs", see `Solution`.
         tau: damping, in (0, 1]; 1 is the undamped iteration.
         step_budget: ends the loop after this many steps; may be traced (no recompilation).
         record_at: steps after which the best iterates are recorded in the solution, ascending.
+        trace: function of (step, z `[B, D]`, residual `[B]`) that the host calls after the start
+            (step 0) and each step, through `jax.debug.callback`. The residual is that of
+            `stop_mode`; samples that are finished rest at their best iterate.
 
     Returns:
         A `Solution`.
@@ -43,7 +47,7 @@ def fixed_point_iteration(
         raise ValueError(f"tau must be in (0, 1]; got {tau}.")
 
     def update(state, _, step: Step):
-        proposed = step.z + tau * step.gz if tau != 1 else step.fz
+        proposed = (step.z + tau * step.gz).astype(step.z.dtype) if tau != 1 else step.fz
         z = jnp.where(step.active[:, None], proposed, step.z)
         return state, z, jnp.zeros_like(step.active)
 
@@ -56,4 +60,5 @@ def fixed_point_iteration(
         stop_mode=stop_mode,
         step_budget=step_budget,
         record_at=record_at,
+        trace=trace,
     )

@@ -9,11 +9,9 @@ from jax import lax
 
 from mdeq_jax import hardware
 
-REL_EPS = 1e-9  # keeps a relative residual finite if f(z) = 0
-
 
 def residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The residuals of each sample's state.
+    """The residuals of each sample's state, in float32 or better.
 
     Args:
         z: `[B, D]` state.
@@ -23,15 +21,27 @@ def residuals(z: jax.Array, fz: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
         `[B]` |f(z) - z|, `[B]` |f(z) - z| / |f(z)|, both infinite if not finite, and `[B]` bool,
         whether they are finite.
     """
-    absolute, size = safe_norms(fz - z, fz)
+    absolute, size = safe_norms(in_float32(fz) - in_float32(z), fz)
     finite = jnp.isfinite(absolute) & jnp.isfinite(size)
     rel_residual = jnp.where(finite, relative(absolute, size), jnp.inf)
     return jnp.where(finite, absolute, jnp.inf), rel_residual, finite
 
 
 def relative(absolute: jax.Array, size: jax.Array) -> jax.Array:
-    """A norm relative to another, finite even if that is zero: `absolute / (size + 1e-9)`."""
-    return absolute / (size + REL_EPS)
+    """A norm relative to another, finite even if that is zero.
+
+    It is `absolute / size`, without the originals' constant: `absolute / (size + 1e-9)` is small
+    for any small numbers, solved or not.
+    """
+    info = jnp.finfo(absolute.dtype)
+    nonzero = size >= float(info.tiny)
+    ratio = jnp.minimum(absolute / jnp.where(nonzero, size, 1), float(info.max))
+    return jnp.where(nonzero, ratio, jnp.where(absolute == 0, 0, float(info.max)))
+
+
+def in_float32(x: jax.Array) -> jax.Array:
+    """`x` in float32 if its type is narrower, else as it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def safe_norm(x: jax.Array) -> jax.Array:
@@ -44,7 +54,11 @@ def safe_norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
     It is rescaled only where the sum of squares over- or underflows. CPUs branch on it. GPUs
     compute every scale in one pass over memory, because a branch would synchronise with the host.
+    Norms of arrays narrower than float32 are float32.
     """
+    arrays = tuple(map(in_float32, arrays))
+    if arrays[0].shape[1] == 1:  # XLA simplifies the root of one square to NaN at zero
+        return tuple(jnp.abs(x[:, 0]) for x in arrays)
     norms = _norms_in_one_pass if hardware.target().platform == "gpu" else _norms_with_branch
     return norms(*arrays)
 

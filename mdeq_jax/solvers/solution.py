@@ -21,8 +21,10 @@ class Solution(NamedTuple):
     Attributes:
         z: `[B, D]` iterate with the lowest residual (by `stop_mode`) of each sample; always
             finite.
-        residual: `[B]` absolute residual |f(z) - z| at `z`; infinite if no residual was finite.
-        rel_residual: `[B]` relative residual |f(z) - z| / (|f(z)| + 1e-9) at `z`; the same.
+        residual: `[B]` absolute residual |f(z) - z| at `z`; infinite if no residual was finite. In
+            float32 or better, as all residuals.
+        rel_residual: `[B]` relative residual |f(z) - z| / |f(z)| at `z`; the same, and the largest
+            finite number if f(z) = 0 but z is not.
         steps: `[B]` int32, the step that gave `z`; 0 is the start.
         nfe: int32 scalar, evaluations of f on the batch: one for the start and one a step, until
             the last sample is finished. Under `jax.vmap` each element counts its own evaluations;

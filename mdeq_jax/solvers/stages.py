@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.solvers.norms import residuals
+from mdeq_jax.parallel import varying_like
+from mdeq_jax.solvers.norms import in_float32, residuals
 from mdeq_jax.solvers.solution import Solution, Status
-
-# The original's limits. A sample diverges when its residual exceeds its first one by these factors.
-DIVERGED_REL = 1e3
-DIVERGED_ABS = 1e6
-# It stalls when the residual is under STALL_TOL tol and varies by less than STALL_RATIO over
-# STALL_WINDOW steps.
-STALL_WINDOW = 30
-STALL_RATIO = 1.3
-STALL_TOL = 3.0
-
-ACTIVE = -1  # status of a sample that is not finished
+from mdeq_jax.solvers.stopping import (
+    ACTIVE,
+    DIVERGED_ABS,
+    DIVERGED_REL,
+    Rules,
+    first_residual,
+    is_done,
+    is_stalled,
+    objective_of,
+)
 
 
 class Step(NamedTuple):
@@ -33,7 +33,8 @@ class Step(NamedTuple):
     Attributes:
         z: `[B, D]` iterates.
         fz: `[B, D]` f(z).
-        gz: `[B, D]` f(z) - z, computed in the pass over memory that reads z and f(z) anyway.
+        gz: `[B, D]` f(z) - z, in float32 or better; computed in the pass over memory that reads z
+            and f(z) anyway.
         active: `[B]` bool, the samples that are not finished.
     """
 
@@ -87,21 +88,6 @@ class Loop(NamedTuple):
     algorithm: Any
 
 
-class Rules(NamedTuple):
-    """When a sample is finished.
-
-    Attributes:
-        tol: residual under which it has converged.
-        stop_mode: which residual that is, "rel" or "abs".
-        first_abs, first_rel: `[B]` residuals of the start.
-    """
-
-    tol: float
-    stop_mode: str
-    first_abs: jax.Array
-    first_rel: jax.Array
-
-
 class Evaluation(NamedTuple):
     """The next iterates and their residuals.
 
@@ -140,11 +126,13 @@ class Judgement(NamedTuple):
         ended: `[B]` bool.
         outcome: `[B]` values of `Status`, for those that ended.
         diverged: `[B]` bool.
+        objective: `[B]` the residual that counts.
     """
 
     ended: jax.Array
     outcome: jax.Array
     diverged: jax.Array
+    objective: jax.Array
 
 
 def start(f, z0, algorithm, max_steps, tol, stop_mode, record_at) -> tuple[Loop, Rules]:
@@ -153,20 +141,19 @@ def start(f, z0, algorithm, max_steps, tol, stop_mode, record_at) -> tuple[Loop,
     z0 = lax.optimization_barrier(z0)
     usable = jnp.isfinite(z0).all(axis=1)
     z0 = jnp.where(usable[:, None], z0, 0)
-    fz0 = f(z0)
+    fz0 = _stored(f(z0))
+    z0 = varying_like(fz0, z0)
     first_abs, first_rel, finite = residuals(z0, fz0)
     finite &= usable
     rules = Rules(tol, stop_mode, first_abs, first_rel)
-    status = jnp.where(
-        _done(_objective(first_abs, first_rel, rules), tol), Status.CONVERGED, ACTIVE
-    )
+    status = jnp.where(is_done(first_residual(rules), tol), Status.CONVERGED, ACTIVE)
     status = jnp.where(finite, status, Status.DIVERGED)
     nan_trace = jnp.full((max_steps, z0.shape[0]), jnp.nan, first_abs.dtype)
     start = Loop(
         step=jnp.int32(0),
         z=z0,
         fz=jnp.where(finite[:, None], fz0, z0),
-        gz=jnp.where(finite[:, None], fz0 - z0, 0),
+        gz=jnp.where(finite[:, None], in_float32(fz0) - in_float32(z0), 0),
         best=z0,
         best_abs=first_abs,
         best_rel=first_rel,
@@ -177,7 +164,7 @@ def start(f, z0, algorithm, max_steps, tol, stop_mode, record_at) -> tuple[Loop,
         recorded=jnp.broadcast_to(z0, (len(record_at), *z0.shape)) if record_at else (),
         algorithm=algorithm.init(z0),
     )
-    return start, rules
+    return varying_like(fz0, start), rules
 
 
 def evaluate(f, algorithm: Algorithm, loop: Loop, rules: Rules) -> Evaluation:
@@ -186,12 +173,13 @@ def evaluate(f, algorithm: Algorithm, loop: Loop, rules: Rules) -> Evaluation:
     now = Step(loop.z, loop.fz, loop.gz, active)
     state, z, stuck = algorithm.update(loop.algorithm, loop.step, now)
     moving = active & ~stuck
-    fz = f(z)
+    z = _stored(z)
+    fz = _stored(f(z))
     count = loop.step + 1
 
     abs_residual, rel_residual, finite = residuals(z, fz)
-    objective = _objective(abs_residual, rel_residual, rules)
-    better = moving & finite & (objective < _objective(loop.best_abs, loop.best_rel, rules))
+    objective = objective_of(abs_residual, rel_residual, rules)
+    better = moving & finite & (objective < objective_of(loop.best_abs, loop.best_rel, rules))
     abs_trace, rel_trace = (
         trace.at[count - 1].set(jnp.where(moving, residual, jnp.nan))
         for trace, residual in ((loop.abs_trace, abs_residual), (loop.rel_trace, rel_residual))
@@ -215,21 +203,22 @@ def evaluate(f, algorithm: Algorithm, loop: Loop, rules: Rules) -> Evaluation:
 
 def judge(now: Evaluation, rules: Rules) -> Judgement:
     """Which samples end with this step, and how."""
-    objective = _objective(now.abs_residual, now.rel_residual, rules)
-    done = now.finite & _done(objective, rules.tol)
+    objective = objective_of(now.abs_residual, now.rel_residual, rules)
+    done = now.finite & is_done(objective, rules.tol)
     diverged = ~now.finite | (now.abs_residual > DIVERGED_ABS * rules.first_abs)
     if rules.stop_mode == "rel":
         # A relative residual is also large where f(z) passes near zero.
         grown = now.abs_residual > rules.first_abs
         diverged |= grown & (now.rel_residual > DIVERGED_REL * rules.first_rel)
-    trace = _objective(now.abs_trace, now.rel_trace, rules)
-    stalled = now.stuck | _stalled(trace, objective, now.count, rules.tol)
+    trace = objective_of(now.abs_trace, now.rel_trace, rules)
+    stalled = now.stuck | is_stalled(trace, objective, now.count, rules.tol)
     outcome = jnp.where(
         now.moving & done,
         Status.CONVERGED,
         jnp.where(now.moving & diverged, Status.DIVERGED, Status.STALLED),
     )
-    return Judgement(now.stuck | (now.moving & (done | diverged | stalled)), outcome, diverged)
+    ended = now.stuck | (now.moving & (done | diverged | stalled))
+    return Judgement(ended, outcome, diverged, objective)
 
 
 def record(loop: Loop, now: Evaluation, judgement: Judgement, record_at) -> Loop:
@@ -247,7 +236,7 @@ def record(loop: Loop, now: Evaluation, judgement: Judgement, record_at) -> Loop
         step=now.count,
         z=jnp.where(healthy, now.z, best),
         fz=jnp.where(healthy, now.fz, best),
-        gz=jnp.where(healthy, now.fz - now.z, 0),
+        gz=jnp.where(healthy, in_float32(now.fz) - in_float32(now.z), 0),
         best=best,
         best_abs=jnp.where(now.better, now.abs_residual, loop.best_abs),
         best_rel=jnp.where(now.better, now.rel_residual, loop.best_rel),
@@ -282,19 +271,10 @@ def finish(end: Loop, record_at, keep_algorithm: bool) -> Solution:
     )
 
 
-def _objective(absolute: jax.Array, relative: jax.Array, rules: Rules) -> jax.Array:
-    return relative if rules.stop_mode == "rel" else absolute
+def _stored(x: jax.Array) -> jax.Array:
+    """`x` as memory holds it.
 
-
-def _done(objective: jax.Array, tol: float) -> jax.Array:
-    return (objective < tol) | (objective == 0)
-
-
-def _stalled(trace: jax.Array, residual: jax.Array, count: jax.Array, tol: float) -> jax.Array:
-    """The original's rule, `[B]` bool: a small residual that has hardly moved for 30 steps."""
-    if trace.shape[0] <= STALL_WINDOW:
-        return jnp.zeros(residual.shape, bool)
-    start = jnp.maximum(count - STALL_WINDOW, 0)
-    window = lax.dynamic_slice_in_dim(trace, start, STALL_WINDOW, axis=0)
-    flat = jnp.max(window, axis=0) < STALL_RATIO * jnp.min(window, axis=0)
-    return (count > STALL_WINDOW) & (residual < STALL_TOL * tol) & flat
+    XLA may keep a number narrower than float32 in float32 for the operations that it fuses. The
+    residual would then belong to another state than the one returned.
+    """
+    return lax.optimization_barrier(x) if x.dtype.itemsize < 4 else x

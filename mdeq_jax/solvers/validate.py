@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 STOP_MODES = ("rel", "abs")
 
@@ -13,9 +14,14 @@ def check_count(name: str, value: int) -> None:
     """Refuses a value that is not an integer of at least 1.
 
     Raises:
-        TypeError: not an integer.
+        TypeError: not an integer, or traced.
         ValueError: below 1.
     """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} must be a Python integer, because it sizes buffers; got a traced value of "
+            f"type {value.aval}. Pass the largest number there, and the traced one as step_budget."
+        )
     try:
         operator.index(value)
     except TypeError:
@@ -24,12 +30,73 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1; got {value}.")
 
 
+def check_tolerance(tol: float | jax.Array) -> None:
+    """Refuses a tolerance that is negative, NaN or of the wrong shape; it may be traced.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: out of range, or not one number, or one a sample.
+    """
+    try:
+        ndim, kind = jnp.ndim(tol), jnp.result_type(tol)
+    except TypeError:
+        ndim, kind = 0, None
+    if kind is None or not (
+        jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    ):
+        raise TypeError(f"tol must be a number, or one a sample [B]; got {tol!r}.")
+    if ndim > 1:
+        raise ValueError(f"tol must be a number, or one a sample [B]; got shape {jnp.shape(tol)}.")
+    if not isinstance(tol, jax.core.Tracer) and not np.all(np.asarray(tol) >= 0):
+        raise ValueError(f"tol must not be negative; got {tol}.")
+
+
+def check_start(z0: jax.Array) -> None:
+    """Refuses a start that is not a `[B, D]` array of floating-point numbers.
+
+    Raises:
+        ValueError: the shape is another.
+        TypeError: not an array, or not of a floating-point type that JAX computes in.
+    """
+    check_float_array("z0", z0)
+    if jnp.ndim(z0) != 2:
+        raise ValueError(
+            f"z0 must have two axes [batch, features]; got shape {jnp.shape(z0)}. For one sample "
+            "pass z0[None]. For other states use mdeq_jax.implicit.equilibrium, which takes any "
+            "pytree with a leading batch axis."
+        )
+
+
+def check_float_array(name: str, array) -> None:
+    """Refuses anything but an array of a floating-point type that JAX computes in.
+
+    Raises:
+        TypeError: names the value, the requirement and the remedy.
+    """
+    if not isinstance(array, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"{name} must be a floating-point array; got a {type(array).__name__}. "
+            "Convert it with jnp.asarray."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be a floating-point array; got {array.dtype}. Cast it, for example with "
+            ".astype(jnp.float32)."
+        )
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        raise TypeError(
+            f"{name} is a NumPy array of {array.dtype}, but JAX computes in "
+            f"{jax.dtypes.canonicalize_dtype(array.dtype)}. Pass jnp.asarray({name}), or set "
+            "jax_enable_x64."
+        )
+
+
 def check_arguments(
     f: Callable,
     z0: jax.Array,
     *,
     max_steps: int,
-    tol: float,
+    tol: float | jax.Array,
     stop_mode: str,
     step_budget: int | jax.Array | None,
 ) -> None:
@@ -40,16 +107,9 @@ def check_arguments(
         TypeError: `z0` is not a floating-point array, f changes the type of z, or a number of
             steps is not an integer.
     """
-    if jnp.ndim(z0) != 2:
-        raise ValueError(
-            f"z0 must have two axes [batch, features]; got shape {jnp.shape(z0)}. "
-            "For other states use mdeq_jax.implicit.equilibrium, which takes any pytree."
-        )
-    if not jnp.issubdtype(jnp.result_type(z0), jnp.floating):
-        raise TypeError(f"z0 must be a floating-point array; got {jnp.result_type(z0)}.")
+    check_start(z0)
     check_count("max_steps", max_steps)
-    if not tol >= 0:  # refuses NaN too
-        raise ValueError(f"tol must not be negative; got {tol}.")
+    check_tolerance(tol)
     if stop_mode not in STOP_MODES:
         raise ValueError(f"stop_mode must be one of {STOP_MODES}; got {stop_mode!r}.")
     if step_budget is not None:

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mdeq_jax.solvers import SOLVERS, Status, anderson, broyden, fixed_point_iteration
-from mdeq_jax.solvers.norms import REL_EPS
-from mdeq_jax.solvers.stages import DIVERGED_ABS, DIVERGED_REL
+from mdeq_jax.solvers.stopping import DIVERGED_ABS, DIVERGED_REL
 from tests.helpers.sample_maps import Maps, compiled
 
 BATCH, SIZE, GROUP, MAX_STEPS = 128, 12, 16, 40
@@ -110,8 +109,15 @@ def recomputed(maps, z, stop_mode):
     fz = np.einsum("bij,bj->bi", a, z) + b
     terms = np.einsum("bij,bj->bi", abs(a), abs(z)) + abs(b) + abs(z)
     rounding = (SIZE + 4) * np.finfo(maps.a.dtype).eps * np.linalg.norm(terms, axis=1)
-    size = np.linalg.norm(fz, axis=1) + REL_EPS if stop_mode == "rel" else 1.0
-    return np.linalg.norm(fz - z, axis=1) / size, rounding / size
+    absolute, size = np.linalg.norm(fz - z, axis=1), np.linalg.norm(fz, axis=1)
+    if stop_mode == "abs":
+        return absolute, rounding
+    # f(z) = 0 is solved if z is zero too, else the residual is the largest number.
+    info = np.finfo(maps.a.dtype)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        actual = np.where(size >= info.tiny, absolute / size, np.where(absolute == 0, 0, info.max))
+        rounding = np.where(size >= info.tiny, rounding / size, 0)
+    return np.minimum(actual, info.max), np.minimum(rounding, info.max)
 
 
 class Report(NamedTuple):

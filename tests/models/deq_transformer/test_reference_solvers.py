@@ -15,14 +15,13 @@ import pytest
 from mdeq_jax.implicit import jacobian_loss
 from mdeq_jax.models import ForwardOptions
 from mdeq_jax.solvers import anderson, broyden
-from mdeq_jax.solvers.norms import REL_EPS
 from mdeq_jax.tree import ravel_batch
 from tests.helpers.language import assert_gradients, close
 
 STEPS = 20  # the original's `threshold`
 # Solver, the step that entry 0 of the original's trace is of, and what its relative residual adds.
 SOLVERS = {
-    "broyden": (partial(broyden, max_steps=STEPS), 1, REL_EPS),
+    "broyden": (partial(broyden, max_steps=STEPS), 1, 1e-9),
     # It counts evaluations of f, and starts its trace after the first two.
     "anderson": (partial(anderson, max_steps=STEPS - 1, scale_lam=False), 2, 1e-5),
 }
@@ -41,7 +40,7 @@ def problem_of(reference, samples=slice(None)):
 def joint(solution, eps):
     """Absolute and relative residuals of all samples together, from those of each."""
     absolute, relative = np.asarray(solution.abs_trace), np.asarray(solution.rel_trace)
-    sizes = absolute / relative - REL_EPS
+    sizes = absolute / relative
     absolute, sizes = (np.sqrt(np.sum(np.square(x), axis=1)) for x in (absolute, sizes))
     return {"abs": absolute, "rel": absolute / (sizes + eps)}
 
