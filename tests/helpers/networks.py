@@ -4,8 +4,10 @@ import importlib
 import json
 
 import numpy as np
+import pytest
 
 from configs import default
+from mdeq_jax.convert import WeightsFileError, convert_state_dict
 
 # Experiment of the original -> our config.
 EXPERIMENTS = {
@@ -66,3 +68,10 @@ def assert_same(actual, expected):
     for name, array in expected.items():
         assert actual[name].dtype == array.dtype, name
         np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+def refusal(state_dict, config):
+    """What the converter says in refusing a state dict."""
+    with pytest.raises(WeightsFileError) as caught:
+        convert_state_dict(state_dict, config)
+    return str(caught.value)
