@@ -1,3 +1,4 @@
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,15 +11,14 @@ def test_round_trip_keeps_samples_apart():
     flat, unravel = ravel_batch(scales)
     assert flat.shape == (2, 16)
     np.testing.assert_array_equal(flat[1, :12], np.arange(12, 24))
-    for a, b in zip(unravel(flat), scales):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(unravel(flat), scales)
 
 
 def test_unravel_takes_another_batch_size_and_type():
     _, unravel = ravel_batch((jnp.zeros((2, 3)), jnp.zeros((2, 2, 2))))
     parts = unravel(jnp.ones((5, 7), jnp.bfloat16))
-    assert [p.shape for p in parts] == [(5, 3), (5, 2, 2)]
-    assert all(p.dtype == jnp.bfloat16 for p in parts)
+    chex.assert_shape(parts, [(5, 3), (5, 2, 2)])
+    chex.assert_type(parts, jnp.bfloat16)
 
 
 @pytest.mark.parametrize("state", [(), (jnp.zeros((2, 3)), jnp.zeros((3, 3))), jnp.zeros(())])

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -46,7 +47,7 @@ def test_there_and_back(tmp_path):
             checkpoints.save(state_of(step), {"step": step})
         checkpoints.wait()
         state, data = checkpoints.restore(state_of(0))
-    jax.tree.map(np.testing.assert_array_equal, state, state_of(3))
+    chex.assert_trees_all_equal(state, state_of(3))
     assert data == {"step": 3}
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
 
@@ -59,7 +60,7 @@ def test_best_score(tmp_path):
         assert best.best_score() == 0.5
         variables, step = best.restore_variables(state_of(0).variables)
     assert step == 4
-    jax.tree.map(np.testing.assert_array_equal, variables, state_of(4).average)
+    chex.assert_trees_all_equal(variables, state_of(4).average)
 
 
 def test_what_an_interrupted_save_left_is_removed(tmp_path):
@@ -109,7 +110,7 @@ def test_a_full_disk(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["1"]
     with Checkpoints(tmp_path) as checkpoints:
         state, _ = checkpoints.restore(state_of(0, large))
-        jax.tree.map(np.testing.assert_array_equal, state, rng_state)
+        chex.assert_trees_all_equal(state, rng_state)
         checkpoints.save(state_of(2, large), {"step": 2})
         checkpoints.wait()
         assert checkpoints.latest_step() == 2

@@ -5,9 +5,9 @@ import re
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from configs import digits
@@ -61,4 +61,4 @@ def test_the_same_weights_bit_for_bit(runs):
 
     (killed, step), (whole, _) = weights("killed"), weights("whole")
     assert step == 33
-    jax.tree.map(np.testing.assert_array_equal, killed, whole)
+    chex.assert_trees_all_equal(killed, whole)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -84,4 +85,4 @@ def test_an_absurd_learning_rate(tiny_config, tmp_path):
     with pytest.raises(TrainingDiverged, match=message):
         train_and_evaluate(config, tmp_path)
     variables = final_variables(config, tmp_path)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+    chex.assert_tree_all_finite(variables)

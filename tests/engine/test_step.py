@@ -1,5 +1,6 @@
 """The training step: parts of a batch, memory."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +60,7 @@ def test_parts_of_a_batch_have_the_mean_gradient(accumulated):
     others = jax.tree.map(lambda new, old: np.asarray(new - old), four.params, before.params)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(change))
     assert largest > 1e-3
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), change, others)
+    chex.assert_trees_all_close(change, others, rtol=1e-7, atol=1e-4 * largest)
 
 
 def test_parts_of_a_batch_are_reported_together(accumulated):
@@ -144,4 +145,4 @@ def test_a_step_with_pallas_kernels_is_the_same(tiny_config, as_on_gpu):
     for name in ("loss", "jacobian_loss", "grad_norm"):
         np.testing.assert_allclose(scalars[name], plain[name], rtol=1e-4, err_msg=name)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(change))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), ours, change)
+    chex.assert_trees_all_close(ours, change, rtol=1e-7, atol=1e-4 * largest)

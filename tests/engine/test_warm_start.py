@@ -1,5 +1,6 @@
 """Starting from another task's network: stem and cell are its, the head is fresh."""
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -50,10 +51,6 @@ def state_of(config, seed):
     return make_state(variables, optax.identity())
 
 
-def assert_equal(actual, expected):
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A work directory of a classifier, and its variables."""
@@ -66,7 +63,7 @@ def source(tmp_path_factory):
 def test_saved_variables_come_back(source):
     variables, step = load_variables(source[0], classifier())
     assert step == 0
-    assert_equal(variables, source[1])
+    chex.assert_trees_all_equal(variables, source[1])
 
 
 def test_a_work_directory_is_not_overwritten(source):
@@ -81,10 +78,10 @@ def test_segmenter_starts_from_a_classifier(source, capsys):
     fresh = state_of(config, seed=2)
     state = start_from_checkpoint(fresh, config)
     for part in ("stem", "cell"):
-        assert_equal(state.params[part], variables["params"][part])
-    assert_equal(state.batch_stats["stem"], variables["batch_stats"]["stem"])
-    assert_equal(state.params["head"], fresh.params["head"])
-    assert_equal(state.batch_stats["head"], fresh.batch_stats["head"])
+        chex.assert_trees_all_equal(state.params[part], variables["params"][part])
+    chex.assert_trees_all_equal(state.batch_stats["stem"], variables["batch_stats"]["stem"])
+    chex.assert_trees_all_equal(state.params["head"], fresh.params["head"])
+    chex.assert_trees_all_equal(state.batch_stats["head"], fresh.batch_stats["head"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Starting from {workdir} (mdeq_classifier, step 0):"
     assert [line.split()[:2] for line in lines[1:]] == [
@@ -143,11 +140,8 @@ def test_training_starts_from_a_network_with_other_classes(tmp_path, capsys):
     trained, step = load_variables(tmp_path / "run", config)
     assert step == 3
     for part in ("stem", "cell"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-            trained["params"][part],
-            variables["params"][part],
-        )
+        ours, expected = trained["params"][part], variables["params"][part]
+        chex.assert_trees_all_close(ours, expected, rtol=1e-7, atol=1e-6)
     assert trained["params"]["head"]["classifier"]["kernel"].shape == (16, 10)
 
 

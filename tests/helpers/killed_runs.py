@@ -12,6 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -46,7 +47,7 @@ def train(workdir: Path) -> None:
     for step in steps:
         with Checkpoints(workdir, write=False) as checkpoints:
             variables, _ = checkpoints.restore_variables(like, step)
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+        chex.assert_tree_all_finite(variables)
     train_and_evaluate(config, workdir)
 
 

@@ -6,6 +6,7 @@ the others' converge; df/dx is one, so that the gradient of x is u itself.
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +78,7 @@ def test_other_samples_and_the_report_are_untouched(rule, found):
     (_, kept), expected = found["keep"]
     others = np.arange(BATCH) != HARD
     np.testing.assert_array_equal(u[others], kept[others])
-    jax.tree.map(np.testing.assert_array_equal, stats, expected)
+    chex.assert_trees_all_equal(stats, expected)
     assert list(stats.status != Status.CONVERGED) == list(~others)
 
 

@@ -1,5 +1,6 @@
 """A fixed-point problem stands for its parts wherever they are taken."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ def test_solved_by_unpacking(tree_problem):
     z, solution = equilibrium(*tree_problem)
     best = tree_problem.unravel(solution.z)
     assert jax.tree.structure(best) == jax.tree.structure(z) == jax.tree.structure(tree_problem.z0)
-    jax.tree.map(np.testing.assert_array_equal, tree_problem.evaluate(best), z)
+    chex.assert_trees_all_equal(tree_problem.evaluate(best), z)
 
 
 def test_jacobian_loss_and_spectral_radius(tree_problem):

@@ -1,5 +1,6 @@
 """The adaptive softmax and embedding against their definitions, and what a training step holds."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,8 +64,7 @@ def test_losses_and_gradients(targets, max_logits, x64):
         return -jnp.sum(weights * picked)
 
     own, expected = jax.jit(jax.value_and_grad(blocks))(d), jax.value_and_grad(definition)(d)
-    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(own, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_log_probs(x64):

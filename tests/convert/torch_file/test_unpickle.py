@@ -1,6 +1,7 @@
 import pickle
 from collections import Counter, OrderedDict
 
+import chex
 import ml_dtypes
 import numpy as np
 import pytest
@@ -64,9 +65,7 @@ def test_both_forms_of_the_reference_file_hold_the_same(reference_dir):
     new = load_torch_file(reference_dir / "mdeq_tiny_cifar10.pkl")
     old = load_torch_file(reference_dir / "mdeq_tiny_cifar10_legacy.pkl")
     assert list(new) == list(old) and len(new) == 94
-    for name in new:
-        assert new[name].dtype == old[name].dtype
-        np.testing.assert_array_equal(new[name], old[name])
+    chex.assert_trees_all_equal(new, old, strict=True)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

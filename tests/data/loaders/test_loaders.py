@@ -3,6 +3,7 @@
 import json
 import time
 
+import chex
 import numpy as np
 import pytest
 
@@ -24,10 +25,7 @@ def digits():
 
 
 def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        np.testing.assert_array_equal(a[name], b[name])
+    chex.assert_trees_all_equal(a, b, strict=True)
 
 
 def test_batches(digits):

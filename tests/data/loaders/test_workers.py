@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-import numpy as np
+import chex
 import psutil
 import pytest
 
@@ -24,9 +24,7 @@ def dataset(data_config, image_folder):
 
 
 def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], strict=True)
+    chex.assert_trees_all_equal(a, b, strict=True)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])

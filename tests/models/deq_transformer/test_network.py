@@ -1,5 +1,6 @@
 """Dropout masks, memory, the Jacobian loss and gradients of a DEQ-Transformer."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_training_step_with_every_kind_of_gradient(gradient):
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (value, jacobian), (gradients, _) = step(variables["params"], BackwardStats.zeros(4))
     assert np.isfinite(value) and jacobian > 0
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    chex.assert_tree_all_finite(gradients)
 
 
 def test_bfloat16_stays_close():

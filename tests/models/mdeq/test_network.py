@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,8 +104,7 @@ def test_plain_layers_are_applications_of_the_cell(small_config):
 
     out, z = both(variables, images)
     assert out.solution is None
-    for ours, expected in zip(out.z_star, z):
-        np.testing.assert_allclose(ours, expected, atol=1e-4)
+    chex.assert_trees_all_close(out.z_star, z, rtol=1e-7, atol=1e-4)
 
 
 def test_step_budget_and_start(small_config):
@@ -146,11 +146,10 @@ def test_bfloat16_computes_in_bfloat16_and_solves_in_float32(small_config):
     small_config.precision = "bfloat16"
     half = build_model(small_config)
     out = jax.jit(half.apply)(variables, images)
-    assert out.logits.dtype == out.solution.z.dtype == jnp.float32
-    assert all(z.dtype == jnp.float32 for z in out.z_star)
+    wide = out.logits, out.solution.z, out.z_star, variables
+    chex.assert_type(jax.tree.leaves(wide), jnp.float32)
     injection = jax.eval_shape(lambda: half.fixed_point_problem(variables, images).x.injection)
     assert injection.dtype == jnp.bfloat16
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert 0 < jnp.abs(out.logits - expected.logits).max() < 0.2
 
 
@@ -194,8 +193,7 @@ def test_whole_model_against_unrolled_autodiff(exact):
     implicit, expected, status = both(variables["params"], images)
     assert (status == Status.CONVERGED).all()
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-    for ours, theirs in zip(jax.tree.leaves(implicit), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * scale)
+    chex.assert_trees_all_close(implicit, expected, rtol=1e-6, atol=1e-6 * scale)
 
 
 @pytest.mark.slow

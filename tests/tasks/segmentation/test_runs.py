@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import chex
 import cv2
 import jax
 import jax.numpy as jnp
@@ -119,11 +120,8 @@ def test_stem_and_cell_are_the_classifiers(config, trained):
     variables, _ = load_variables(trained[0], config)
     theirs, _ = load_variables(Path(config.init.from_checkpoint), small_classifier())
     for part in ("stem", "cell"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-            variables["params"][part],
-            theirs["params"][part],
-        )
+        ours, expected = variables["params"][part], theirs["params"][part]
+        chex.assert_trees_all_close(ours, expected, rtol=1e-7, atol=1e-6)
     assert variables["params"]["head"]["classifier"]["kernel"].shape == (1, 1, 8, 19)
 
 
