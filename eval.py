@@ -37,6 +37,10 @@ _PREDICT = command_line.define_path(
 _SAVE_PREDICTIONS = command_line.define_path(
     "save_predictions", "Segmentation: write pictures of the evaluation split to this folder."
 )
+_SPLIT = command_line.define_path(
+    "split",
+    "Evaluate on this split of the data set, e.g. train or test; of image_folder, on this folder.",
+)
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
 
@@ -46,6 +50,8 @@ def main(_):
     choose_loop_graphs()
     keep_compiled_programs(_CACHE.value)
     config, checkpoint = _CONFIG.value, _CHECKPOINT.value
+    if _SPLIT.value is not None:
+        config.data.eval_split = _SPLIT.value
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     try:
         if _PREDICT.value is not None:

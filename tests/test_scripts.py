@@ -33,6 +33,19 @@ def test_train_prints_what_a_person_wants_to_know(one_epoch):
     assert re.search(r"Done: accuracy [\d.]+ %  loss [\d.]+  NFE 6.0  residual ", out)
 
 
+def test_eval_on_another_split(one_epoch, run_script):
+    command = run_script.command("eval.py", one_epoch[0], **SINGLE_SCALE)
+    result = subprocess.run(
+        [*command, "--split=train"],
+        env=run_script.environment(),
+        cwd=run_script.root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert '"eval/examples": 1437' in result.stdout, result.stderr
+
+
 def test_eval_on_four_devices_with_an_override(one_epoch, run_script):
     workdir, _ = one_epoch
     result = run_script(

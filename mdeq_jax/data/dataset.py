@@ -119,3 +119,22 @@ def check_optional_fields(config: ConfigDict, supported: tuple[str, ...] = ()) -
                 f"config.data.{field} is {config[field]!r}, but {config.name} does not have this "
                 f"field: leave it unset. (It has {', '.join(supported) or 'no optional fields'}.)"
             )
+
+
+def choose_eval_split(config: ConfigDict, splits: tuple[str, ...]) -> str:
+    """Returns the split that `config.eval_split` names, the first one by default.
+
+    Args:
+        config: `config.data`.
+        splits: names of the splits with labels.
+
+    Raises:
+        ValueError: the data set has no such split.
+    """
+    split = config.eval_split or splits[0]
+    if split not in splits:
+        raise ValueError(
+            f"config.data.eval_split is {split!r}, but must be "
+            f"{' or '.join(map(repr, splits))}, the splits of {config.name} with labels."
+        )
+    return split

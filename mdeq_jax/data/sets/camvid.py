@@ -5,7 +5,7 @@ G. Brostow et al., Semantic Object Classes in Video, 2009; the split of SegNet (
 
 from ml_collections import ConfigDict
 
-from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields
+from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields, choose_eval_split
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.files import count_unused, pair_reader, require_folders
 from mdeq_jax.data.vision.folders import find_images
@@ -44,7 +44,8 @@ def load(config: ConfigDict) -> Dataset:
     Label 11 of the files, "void", becomes `IGNORE_LABEL`.
 
     Args:
-        config: `config.data`. `eval_split` is "val" (also if None) or "test", which papers report.
+        config: `config.data`. `eval_split` is "val" (also if None), "test", which papers
+            report, or "train".
             `eval_image_size` (384, 480) pads whole images to multiples of 32.
 
     Raises:
@@ -52,9 +53,7 @@ def load(config: ConfigDict) -> Dataset:
         ValueError: an unknown `eval_split`.
     """
     check_optional_fields(config, (*SEGMENTATION_FIELDS, "eval_split"))
-    eval_split = config.eval_split or "val"
-    if eval_split not in ("val", "test"):
-        raise ValueError(f"config.data.eval_split is {eval_split!r}, but must be 'val' or 'test'.")
+    eval_split = choose_eval_split(config, ("val", "test", "train"))
     folders = ("train", "trainannot", eval_split, f"{eval_split}annot")
     root = require_folders(config.data_dir, "camvid", folders)
     table = label_table(train_ids(LABELS, IGNORE_LABEL))

@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from mdeq_jax.data.dataset import Dataset, check_optional_fields
+from mdeq_jax.data.dataset import Dataset, check_optional_fields, choose_eval_split
 from mdeq_jax.data.vision import decoding, tfds_records
 from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
@@ -22,12 +22,15 @@ def load(config: ConfigDict) -> Dataset:
     Args:
         config: `config.data`. `augment` pads a training image with 4 black pixels, cuts out 32x32
             at random and mirrors it with probability 1/2. The original trains all its models with
-            it, except TINY.
+            it, except TINY. `eval_split` is "test" (also if None) or "train".
     """
-    check_optional_fields(config)
+    check_optional_fields(config, ("eval_split",))
+    eval_split = choose_eval_split(config, ("test", "train"))
     size = check_image_size("cifar10", config.image_size, SIZE)
     train_images, train_labels, names = _decode(config, "train")
-    eval_images, eval_labels, _ = _decode(config, "test")
+    eval_images, eval_labels, _ = (
+        _decode(config, "test") if eval_split == "test" else (train_images, train_labels, names)
+    )
     return Dataset(
         name="cifar10",
         task="classification",

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 from ml_collections import ConfigDict
 
-from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields
+from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields, choose_eval_split
 from mdeq_jax.data.vision import tfds_records
 from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
@@ -85,13 +85,14 @@ def load(config: ConfigDict) -> Dataset:
     train ids, and all others become `IGNORE_LABEL`.
 
     Args:
-        config: `config.data`; DIR is `data_dir`.
+        config: `config.data`; DIR is `data_dir`. `eval_split` is "val" (also if None) or "train".
 
     Raises:
         FileNotFoundError: neither layout is found, or (unless `on_error="skip"`) a label map is
             missing.
     """
-    check_optional_fields(config, SEGMENTATION_FIELDS)
+    check_optional_fields(config, (*SEGMENTATION_FIELDS, "eval_split"))
+    eval_split = choose_eval_split(config, ("val", "train"))
     table = label_table(TRAIN_IDS)
     official = (pathlib.Path(config.data_dir) / "leftImg8bit").is_dir()
     readers = _official_readers(config) if official else _tfds_readers(config)
@@ -108,7 +109,7 @@ def load(config: ConfigDict) -> Dataset:
         class_names=tuple(c.name for c in CLASSES),
         image_size=training_image_size(config),
         train=split(readers["train"], train=True),
-        eval=split(readers["val"], train=False),
+        eval=split(readers[eval_split], train=False),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )

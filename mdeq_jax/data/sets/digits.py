@@ -7,7 +7,7 @@ import numpy as np
 from einops import repeat
 from ml_collections import ConfigDict
 
-from mdeq_jax.data.dataset import Dataset, check_optional_fields
+from mdeq_jax.data.dataset import Dataset, check_optional_fields, choose_eval_split
 from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
 NUM_EVAL = 360
@@ -23,9 +23,10 @@ def load(config: ConfigDict) -> Dataset:
 
     Args:
         config: `config.data`. `augment` moves each training image by up to one pixel in each
-            direction. Digits are never mirrored.
+            direction. Digits are never mirrored. `eval_split` is "test" (also if None) or "train".
     """
-    check_optional_fields(config)
+    check_optional_fields(config, ("eval_split",))
+    eval_split = choose_eval_split(config, ("test", "train"))
     # Imported here, because other data sets do not need it and it is slow to import.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -49,7 +50,7 @@ def load(config: ConfigDict) -> Dataset:
         class_names=tuple("0123456789"),
         image_size=size,
         train=split(train, pad=1 if config.augment else 0),
-        eval=split(evaluation, pad=0),
+        eval=split(evaluation if eval_split == "test" else train, pad=0),
         mean=MEAN,
         std=STD,
     )

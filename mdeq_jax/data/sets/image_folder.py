@@ -1,5 +1,6 @@
 """Images in one folder per class, like torchvision's ImageFolder: train/CLASS/*, val/CLASS/*."""
 
+import os
 import pathlib
 import unicodedata
 from collections import Counter
@@ -28,20 +29,22 @@ def load(config: ConfigDict) -> Dataset:
 
     Args:
         config: `config.data`. `augment` gives random resized crops and mirror images, as for
-            ImageNet.
+            ImageNet. `eval_split` is a folder of `data_dir`, "val" if None, or any other folder.
+            The classes are those of train/ in any case.
 
     Raises:
-        FileNotFoundError: train/ or val/ is missing, or (unless `on_error="skip"`) a class folder
-            is empty.
-        ValueError: val/ has a class that train/ does not have, or the names of two classes differ
-            only in their Unicode form.
+        FileNotFoundError: train/ or the evaluation folder is missing, or (unless
+            `on_error="skip"`) a class folder is empty.
+        ValueError: the evaluation folder has a class that train/ does not have, or the names
+            of two classes differ only in their Unicode form.
     """
-    check_optional_fields(config, ("convert_to_rgb",))
-    root = require_folders(config.data_dir, "image_folder", ("train", "val"))
+    check_optional_fields(config, ("convert_to_rgb", "eval_split"))
+    eval_split = os.path.expanduser(config.eval_split or "val")
+    root = require_folders(config.data_dir, "image_folder", ("train", eval_split))
     size = training_image_size(config)
     classes = _class_folders(root / "train")
     names = tuple(path.name for path in classes.values())
-    evaluated = _class_folders(root / "val")
+    evaluated = _class_folders(root / eval_split)
     unknown = [evaluated[form] for form in evaluated if form not in classes]
     if unknown:
         raise ValueError(
@@ -60,7 +63,7 @@ def load(config: ConfigDict) -> Dataset:
         class_names=names,
         image_size=size,
         train=split("train", train=config.augment),
-        eval=split("val", train=False),
+        eval=split(eval_split, train=False),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )

@@ -5,7 +5,7 @@ O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 1409.0
 
 from ml_collections import ConfigDict
 
-from mdeq_jax.data.dataset import Dataset, check_optional_fields
+from mdeq_jax.data.dataset import Dataset, check_optional_fields, choose_eval_split
 from mdeq_jax.data.vision import tfds_records
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.transforms import ClassificationTransform, training_image_size
@@ -18,9 +18,11 @@ def load(config: ConfigDict) -> Dataset:
 
     Args:
         config: `config.data`. `augment` gives random resized crops and mirror images. Without it,
-            training images are transformed like evaluation images.
+            training images are transformed like evaluation images. `eval_split` is "validation"
+            (also if None) or "train".
     """
-    check_optional_fields(config)
+    check_optional_fields(config, ("eval_split",))
+    eval_split = choose_eval_split(config, ("validation", "train"))
     size = training_image_size(config)
 
     def split(name, train):
@@ -37,7 +39,7 @@ def load(config: ConfigDict) -> Dataset:
         class_names=tuple(info.features["label"].names),
         image_size=size,
         train=train,
-        eval=split("validation", train=False)[0],
+        eval=split(eval_split, train=False)[0],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )

@@ -21,6 +21,13 @@ def test_split():
     assert np.bincount(dataset.eval.labels).min() >= 34  # the classes in proportion
 
 
+def test_evaluation_on_the_training_split():
+    dataset = load_dataset(config(eval_split="train", augment=True))
+    assert dataset.num_eval == 1437 and dataset.eval.pad == 0
+    with pytest.raises(ValueError, match="is 'val', but must be 'test' or 'train', the splits of"):
+        load_dataset(config(eval_split="val"))
+
+
 def test_pixels_are_normalised_by_the_training_split():
     dataset = load_dataset(config())
     pixels = dataset.train.images / digits.MAX_VALUE

@@ -166,7 +166,7 @@ def test_folders_that_are_not_as_they_should_be(load, image_folder, caplog):
         (dict(on_error="ignore"), "'ignore', but must be one of"),
         (dict(image_size=(0, 3)), r"must be \(height, width\)"),
         (dict(base_size=512), "base_size is 512, but image_folder does not have this field"),
-        (dict(eval_split="test"), "leave it unset. .It has convert_to_rgb"),
+        (dict(eval_image_size=(3, 3)), "leave it unset. .It has convert_to_rgb, eval_split"),
     ],
 )
 def test_bad_config(load, fields, message):
@@ -220,6 +220,19 @@ def test_files_that_are_not_read_are_counted(load, image_folder, caplog):
     write(image_folder / "train/dog/1.webp", b"")
     with pytest.raises(FileNotFoundError, match=r"dog has no images .*; it holds 1 \.webp: add"):
         load()
+
+
+def test_evaluation_on_another_folder(load, image_folder, tmp_path_factory):
+    assert load(eval_split="train").num_eval == 18
+    other = tmp_path_factory.mktemp("other")
+    write(other / "cow" / "9.jpg", encode(".jpg", picture(40, 40)))
+    dataset = load(eval_split=str(other))
+    np.testing.assert_array_equal(next(iter(EvalLoader(dataset, 1)))["label"], [2])  # cow, of train
+    write(other / "eel" / "9.jpg", b"")
+    with pytest.raises(ValueError, match=r"eel is a class that .*train does not have"):
+        load(eval_split=str(other))
+    with pytest.raises(FileNotFoundError, match="nowhere not found"):
+        load(eval_split="nowhere")
 
 
 def test_unicode_forms_of_a_class(load, image_folder):

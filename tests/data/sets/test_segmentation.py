@@ -99,7 +99,7 @@ def test_batches(load):
     dataset = load(augment=True)
     assert (dataset.task, dataset.num_classes) == ("segmentation", 11)
     assert (dataset.num_train, dataset.num_eval) == (6, 3)
-    assert load(eval_split="test").num_eval == 2
+    assert load(eval_split="test").num_eval == 2 and load(eval_split="train").num_eval == 6
     batch = next(TrainLoader(dataset, 4))
     assert batch["image"].shape == (4, 32, 32, 3) and batch["image"].dtype == np.float32
     assert batch["label"].shape == (4, 32, 32) and batch["label"].dtype == np.int32
@@ -183,8 +183,10 @@ def test_size_of_whole_images(load):
 
 
 def test_bad_config(load):
-    with pytest.raises(ValueError, match="eval_split is 'train', but must be 'val' or 'test'"):
-        load(eval_split="train")
+    with pytest.raises(
+        ValueError, match="eval_split is 'tset', but must be 'val' or 'test' or 'tr"
+    ):
+        load(eval_split="tset")
     with pytest.raises(FileNotFoundError, match=r"nowhere/train.* not found: set config"):
         load(data_dir="nowhere")
 
@@ -225,6 +227,9 @@ def test_cityscapes_from_the_official_folders(data_config, tmp_path, caplog):
     )
     dataset = load_dataset(config)
     assert (dataset.num_classes, dataset.num_train, dataset.num_eval) == (19, 3, 2)
+    config.eval_split = "train"
+    assert load_dataset(config).num_eval == 3
+    config.eval_split = "val"
     batch = next(TrainLoader(dataset, 3))
     assert batch["label"].shape == (3, 32, 32)
     del batch
