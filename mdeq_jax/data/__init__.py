@@ -16,7 +16,15 @@ from mdeq_jax.data.loaders.eval_loader import EvalLoader
 from mdeq_jax.data.loaders.prefetch import Prefetcher
 from mdeq_jax.data.loaders.sampling import shard_batch
 from mdeq_jax.data.loaders.train_loader import TrainLoader
-from mdeq_jax.data.sets import camvid, cifar10, cityscapes, digits, image_folder, imagenet2012
+from mdeq_jax.data.sets import (
+    camvid,
+    cifar10,
+    cityscapes,
+    digits,
+    image_folder,
+    image_label_folder,
+    imagenet2012,
+)
 from mdeq_jax.data.vision.label_classes import LabelClass
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
     "TrainLoader",
     "check_optional_fields",
     "load_dataset",
+    "read_class_table",
     "shard_batch",
 ]
 
@@ -42,15 +51,29 @@ DATASETS: dict[str, Callable[[ConfigDict], Dataset]] = {
     "cifar10": cifar10.load,
     "imagenet2012": imagenet2012.load,
     "image_folder": image_folder.load,
+    "image_label_folder": image_label_folder.load,
     "cityscapes": cityscapes.load,
     "camvid": camvid.load,
 }
-# The classes of each segmentation data set, with the colours that pictures draw them in.
-CLASS_TABLES: dict[str, tuple[LabelClass, ...]] = {
+# The classes of each segmentation data set, with the colours that pictures draw them in; or the
+# function that reads them, given `config.data`.
+CLASS_TABLES: dict[str, tuple[LabelClass, ...] | Callable[[ConfigDict], tuple[LabelClass, ...]]] = {
     "cityscapes": cityscapes.LABELS,
     "camvid": camvid.LABELS,
+    "image_label_folder": image_label_folder.read_classes,
 }
 _ON_ERROR = ("raise", "skip")
+
+
+def read_class_table(config: ConfigDict) -> tuple[LabelClass, ...] | None:
+    """Returns the classes of the segmentation data set of `config.data`; None if it has no table.
+
+    Raises:
+        FileNotFoundError: the table is a file that is missing.
+        ValueError: the table is wrong.
+    """
+    table = CLASS_TABLES.get(config.name)
+    return table(config) if callable(table) else table
 
 
 def load_dataset(config: ConfigDict) -> Dataset:

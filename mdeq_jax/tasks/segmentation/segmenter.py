@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mdeq_jax.data import CLASS_TABLES, LabelClass
+from mdeq_jax.data import CLASS_TABLES, LabelClass, read_class_table
 from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.data.vision.label_classes import evaluated
@@ -155,12 +155,13 @@ def class_table(config: ConfigDict) -> tuple[LabelClass, ...]:
         ValueError: the data set is not for segmentation, or has another number of classes than the
             network.
     """
-    if config.data.name not in CLASS_TABLES:
+    table = read_class_table(config.data)
+    if table is None:
         raise ValueError(
             f"Pictures of segmentations need a data.name of {sorted(CLASS_TABLES)}; got "
             f"{config.data.name!r}."
         )
-    classes = evaluated(CLASS_TABLES[config.data.name])
+    classes = evaluated(table)
     if len(classes) != config.model.num_classes:
         raise ValueError(
             f"model.num_classes={config.model.num_classes}, but {config.data.name} has "

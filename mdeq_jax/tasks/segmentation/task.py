@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mdeq_jax.data import CLASS_TABLES, IGNORE_LABEL
+from mdeq_jax.data import IGNORE_LABEL, read_class_table
 from mdeq_jax.data.sets.cityscapes import CLASS_WEIGHTS
 from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.layers import resize_bilinear
@@ -150,7 +150,10 @@ def _check_hard_pixels(train: ConfigDict) -> None:
 
 def class_names(config: ConfigDict) -> tuple[str, ...]:
     """Names of the classes of `config.data.name`; their numbers if it has no class table."""
-    table = CLASS_TABLES.get(config.data.name)
+    try:
+        table = read_class_table(config.data)
+    except FileNotFoundError:  # reported by `load_dataset`
+        table = None
     if table is None:
         return tuple(str(i) for i in range(config.model.num_classes))
     return tuple(c.name for c in evaluated(table))
