@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    dataset, data_dir = str(_DATASET.value), os.path.expanduser(_DATA_DIR.value)
+    dataset, data_dir = str(_DATASET.value), os.path.expanduser(str(_DATA_DIR.value))
     manual_dir = pathlib.Path(_MANUAL_DIR.value or pathlib.Path(data_dir, "downloads", "manual"))
     manual_dir = manual_dir.expanduser()
     try:

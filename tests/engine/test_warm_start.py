@@ -108,6 +108,14 @@ def test_another_stem_or_cell_is_refused(source, model, difference):
         start_from_checkpoint(state_of(config, seed=2), config)
 
 
+def test_tilde_is_the_home_directory(source, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(source[0].parent))
+    config = segmenter()
+    config.init.from_checkpoint = f"~/{source[0].name}"
+    start_from_checkpoint(state_of(config, seed=2), config)
+    assert f"Starting from {source[0]} " in capsys.readouterr().out
+
+
 def test_no_checkpoint_there(tmp_path):
     config = segmenter()
     config.init.from_checkpoint = str(tmp_path / "nothing")

@@ -218,8 +218,9 @@ def run_prepare(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_prepare_says_what_to_fetch(tmp_path):
-    done = run_prepare("--dataset=imagenet2012", f"--data_dir={tmp_path}")
+def test_prepare_says_what_to_fetch(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    done = run_prepare("--dataset=imagenet2012", f"--data_dir=~/{tmp_path.name}")
     assert done.returncode == 1
     for text in ("ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar", "image-net.org"):
         assert text in done.stderr
