@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from mdeq_jax.layers.conv import DIMENSIONS, conv2d, torch_uniform
@@ -26,7 +27,7 @@ def grouped_conv2d(
         `[B, H', W', C_out]` with H' = (H + 2 padding - k) // stride + 1.
     """
     size = kernel.shape[0]
-    x, kernel = nn.dtypes.promote_dtype(x, kernel)
+    x, kernel = promote_dtype(x, kernel)
     if size == 1 and groups == 1 and padding == 0:
         return conv2d(x[:, ::stride, ::stride], kernel)
     if size == stride and groups == 1 and padding == 0:
@@ -54,7 +55,7 @@ def _patches_conv2d(x, kernel):
     return lax.dot_general(patches, kernel, (((3, 4, 5), (0, 1, 2)), ((), ())))
 
 
-def _depthwise_conv2d(x, kernel, padding):
+def _depthwise_conv2d(x, kernel, padding) -> jax.Array:
     """A sum of shifted images, one for each tap.
 
     On CPUs its derivatives are much faster than those of XLA's depthwise convolution.
@@ -63,9 +64,10 @@ def _depthwise_conv2d(x, kernel, padding):
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height, width = (n - size + 1 for n in x.shape[1:3])
     taps = kernel[:, :, 0, :][:, :, None, None, None, :]
-    return sum(
+    shifted = (
         x[:, i : i + height, j : j + width] * taps[i, j] for i in range(size) for j in range(size)
     )
+    return sum(shifted, start=jnp.zeros((), x.dtype))
 
 
 class GroupedConv(nn.Module):
@@ -95,7 +97,7 @@ class GroupedConv(nn.Module):
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         init = torch_uniform(self.size**2 * shape[2])
         kernel = self.param("kernel", init, shape)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         padding = (self.size - 1) // 2 if self.padding is None else self.padding
         y = grouped_conv2d(x, kernel, self.stride, padding, self.groups)
         if self.use_bias:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from mdeq_jax.layers.conv import torch_uniform
@@ -43,7 +44,7 @@ class GroupedDense(nn.Module):
         uniform = torch_uniform(c_in)
         init = uniform if self.kernel_init is None else self.kernel_init
         kernel = self.param("kernel", init, (groups, c_in, self.features))
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         y = lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))
         if self.use_bias:
             bias = self.param("bias", uniform, (groups, self.features))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 STOP_MODES = ("rel", "abs")
 
@@ -17,10 +18,10 @@ def check_count(name: str, value: int) -> None:
         TypeError: not an integer, or traced.
         ValueError: below 1.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise TypeError(
             f"{name} must be a Python integer, because it sizes buffers; got a traced value of "
-            f"type {value.aval}. Pass the largest number there, and the traced one as step_budget."
+            f"type {jax.typeof(value)}. Pass the largest number there, and the traced one as step_budget."
         )
     try:
         operator.index(value)
@@ -47,7 +48,7 @@ def check_tolerance(tol: float | jax.Array) -> None:
         raise TypeError(f"tol must be a number, or one a sample [B]; got {tol!r}.")
     if ndim > 1:
         raise ValueError(f"tol must be a number, or one a sample [B]; got shape {jnp.shape(tol)}.")
-    if not isinstance(tol, jax.core.Tracer) and not np.all(np.asarray(tol) >= 0):
+    if not isinstance(tol, Tracer) and not np.all(np.asarray(tol) >= 0):
         raise ValueError(f"tol must not be negative; got {tol}.")
 
 

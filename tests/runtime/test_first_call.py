@@ -1,6 +1,7 @@
 """The lines around the first call of a compiled function."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,10 @@ def test_a_first_run_and_the_next(cache):
     jax.clear_caches()  # as in another process
     call(second)
     assert first[0] == "Compiling the test step: about 40 s, estimated from the size of the model."
-    assert first[1].startswith("Compiled the test step in 0 s. It is kept in ")
+    assert re.match(r"Compiled the test step in \d+ s\. It is kept in ", first[1])
     assert str(cache) in first[1] and "the next run" in first[1]
-    assert second[0] == "Preparing the test step: the same took 0 s last time."
-    assert second[1].startswith(f"Loaded the test step from {cache} in 0 s")
+    assert re.fullmatch(r"Preparing the test step: the same took \d+ s last time\.", second[0])
+    assert re.match(rf"Loaded the test step from {re.escape(str(cache))} in \d+ s", second[1])
 
 
 def test_another_program_is_not_the_same(cache):

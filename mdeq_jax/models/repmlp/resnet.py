@@ -34,7 +34,8 @@ class Backbone(nn.Module):
         """From `[B, H, W, 3]` the output of each stage, 1/4, 1/8, 1/16 and 1/32 as large."""
         stem, *widths = self.channels
         x = nn.relu(self.spec.conv(stem, 7, "stem", 2)(images, train=train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        window, stride, padding = (3, 3), (2, 2), ((1, 1), (1, 1))
+        x = nn.max_pool(x, window, stride, padding)  # pyright: ignore[reportArgumentType]
         outputs = []
         for stage, (depth, features) in enumerate(zip(self.num_blocks, widths), start=1):
             for j in range(depth):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax.linen.dtypes import promote_dtype
 
 from mdeq_jax.layers import BatchNorm, ConvNorm, GroupedDense, grouped_conv2d, torch_uniform
 from mdeq_jax.models.repmlp.module import check_partition
@@ -56,7 +57,7 @@ class SharedDepthwise(nn.Module):
         channels = x.shape[-1]
         shape = (self.size, self.size, 1, self.sharesets)
         kernel = self.param("kernel", torch_uniform(self.size**2), shape)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         kernel = jnp.tile(kernel, (1, 1, 1, channels // self.sharesets))
         y = grouped_conv2d(x, kernel, padding=self.size // 2, groups=channels)
         return norm_by_shareset(self.norm.copy(name="norm"), y, self.sharesets, train)
