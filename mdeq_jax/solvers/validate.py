@@ -21,7 +21,8 @@ def check_count(name: str, value: int) -> None:
     if isinstance(value, Tracer):
         raise TypeError(
             f"{name} must be a Python integer, because it sizes buffers; got a traced value of "
-            f"type {jax.typeof(value)}. Pass the largest number there, and the traced one as step_budget."
+            f"type {jax.typeof(value)}. Pass the largest number there, and the traced one as "
+            "step_budget."
         )
     try:
         operator.index(value)
