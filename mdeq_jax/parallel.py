@@ -46,7 +46,8 @@ def varying_like(reference: PyTree, tree: PyTree) -> PyTree:
 
 
 def _varying_axes(x) -> frozenset[str]:
-    return jax.typeof(x).manual_axis_type.varying
+    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    return getattr(kind.manual_axis_type, "varying", frozenset())  # a shape may have None
 
 
 def num_devices() -> int:

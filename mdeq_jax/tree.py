@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 
@@ -40,7 +41,10 @@ def ravel_batch(state: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]
     def unravel(array: jax.Array) -> PyTree:
         parts, start = [], 0
         for shape, size in zip(shapes, sizes):
-            part = jax.lax.slice_in_dim(array, start, start + size, axis=1)
+            if isinstance(array, np.ndarray):  # on the host
+                part = array[:, start : start + size]
+            else:
+                part = jax.lax.slice_in_dim(array, start, start + size, axis=1)
             parts.append(part.reshape(array.shape[0], *shape[1:]))
             start += size
         return jax.tree.unflatten(treedef, parts)

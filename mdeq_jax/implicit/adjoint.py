@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from mdeq_jax.implicit.binding import settings_of
 from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Solution, broyden
+from mdeq_jax.solvers.norms import in_float32, safe_norm
 from mdeq_jax.tree import PyTree, ravel_batch
 
 LinearMap = Callable[[PyTree], PyTree]
@@ -58,14 +61,49 @@ Solve = Callable[[LinearMap, PyTree], tuple[PyTree, BackwardStats]]
 def solve_linear(
     product: LinearMap, constant: PyTree, solver: Callable[..., Solution], start: PyTree = None
 ) -> tuple[PyTree, Solution]:
-    """Solves u = product(u) + constant with one of `mdeq_jax.solvers`, from zero or `start`."""
+    """Solves u = product(u) + constant with one of `mdeq_jax.solvers`, from zero or `start`.
+
+    It solves for the constant of each sample scaled to a norm in [1, 2), and scales back. An
+    absolute tolerance of the solver is scaled too, so it keeps its meaning.
+    """
     flat, unravel = ravel_batch(constant)
+    flat, scale = to_unit_norm(flat)
+    start = jnp.zeros_like(flat) if start is None else scaled(ravel_batch(start)[0], 1 / scale)
 
     def affine(u):
         return ravel_batch(product(unravel(u)))[0] + flat
 
-    solution = solver(affine, jnp.zeros_like(flat) if start is None else ravel_batch(start)[0])
+    bound = settings_of(solver)
+    if bound.get("stop_mode") == "abs" and "tol" in bound:
+        solver = partial(solver, tol=bound["tol"] / scale)
+    solution = solver(affine, start)
+    solution = solution._replace(
+        z=scaled(solution.z, scale),
+        residual=solution.residual * scale,
+        abs_trace=solution.abs_trace * scale[None],
+    )
     return unravel(solution.z), solution
+
+
+def to_unit_norm(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each sample of `[B, D]` over the power of two that brings its norm into [1, 2).
+
+    Returns:
+        `[B, D]`, and `[B]` the power of two, in float32 or better; 1 for a norm of zero, or one
+        that is not finite. Dividing by it rounds nothing.
+    """
+    norm = lax.stop_gradient(safe_norm(flat))
+    info = jnp.finfo(norm.dtype)
+    usable = (norm >= float(info.tiny)) & jnp.isfinite(norm)
+    exponent = jnp.frexp(jnp.where(usable, norm, 1))[1] - 1
+    # Its inverse must be a normal number too.
+    scale = jnp.ldexp(jnp.ones_like(norm), jnp.clip(exponent, info.minexp + 2, info.maxexp - 3))
+    return scaled(flat, 1 / scale), scale
+
+
+def scaled(flat: jax.Array, scale: jax.Array) -> jax.Array:
+    """Each sample of `[B, D]` times its number, in the type of `flat`."""
+    return (in_float32(flat) * scale[:, None]).astype(flat.dtype)
 
 
 def transposed_product(f: Cell, params: PyTree, z: PyTree, x: PyTree) -> LinearMap:

@@ -8,6 +8,7 @@ import jax
 from mdeq_jax import hardware
 from mdeq_jax.implicit.adjoint import BackwardStats
 from mdeq_jax.implicit.problem import Cell
+from mdeq_jax.parallel import varying_like
 from mdeq_jax.tree import PyTree, ravel_batch
 
 LINEARIZE_AT = ("z_star", "f_z_star")
@@ -51,6 +52,7 @@ def attach_adjoint(
     if backward_stats is None:
         backward_stats = BackwardStats.zeros(jax.tree.leaves(z_star)[0].shape[0])
     z_star, extra = jax.lax.stop_gradient((z_star, extra))
+    backward_stats = varying_like(z_star, backward_stats)
     return _attach(f, adjoint, linearize_at, params, x, z_star, extra, backward_stats)
 
 
@@ -77,7 +79,7 @@ def _backward(f, adjoint, linearize_at, saved, cotangent):
     params, x, point, extra = saved
     u, stats = adjoint(f, params, x, point, extra, cotangent)
     d_params, d_x = _pull_back(f, params, point, x, u)
-    return d_params, d_x, None, None, stats
+    return d_params, d_x, None, None, varying_like(point, stats)
 
 
 _attach.defvjp(_forward, _backward)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mdeq_jax.implicit.checked_cell import checked_cell
 from mdeq_jax.implicit.gradients import GRADIENTS, GradientInfo, gradient_info
 from mdeq_jax.implicit.phantom import one_step
 from mdeq_jax.implicit.problem import Cell
@@ -41,7 +42,7 @@ def supervised_states(
     """The states after some steps of one solve, each differentiable in `params` and `x`.
 
     Args:
-        f: cell, `f(params, z, x) -> z`; must not close over values that are being differentiated.
+        f: cell, `f(params, z, x) -> z`, as for `equilibrium`.
         params: parameters of the cell.
         x: input injection.
         z0: start, leaves `[B, ...]`; it gets no gradient.
@@ -68,6 +69,7 @@ def supervised_states(
     if not known or not _acts_on_a_state(gradient_info(gradient)):
         raise ValueError(f"gradient must be one of {allowed}; got {gradient!r}.")
     function = gradient_info(gradient).function if isinstance(gradient, str) else gradient
+    f, params, z0, _ = checked_cell(f, params, x, z0)
     flat0, unravel = ravel_batch(z0)
     fixed_params, fixed_x, flat0 = lax.stop_gradient((params, x, flat0))
 

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import numpy as np
 from jax import lax
 
 from mdeq_jax.implicit.adjoint import BackwardStats
 from mdeq_jax.implicit.binding import unbound
+from mdeq_jax.implicit.checked_cell import checked_cell
 from mdeq_jax.implicit.gradients import bind_b_solver, gradient_info
 from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Solution, broyden
@@ -25,15 +27,17 @@ def equilibrium(
     gradient: str | Callable[..., PyTree] = "ift",
     step_budget: int | jax.Array | None = None,
     backward_stats: BackwardStats | None = None,
-) -> tuple[PyTree, Solution]:
+    has_aux: bool = False,
+    trace: Callable | None = None,
+) -> tuple[PyTree, Solution] | tuple[PyTree, Solution, PyTree]:
     """Finds z = f(params, z, x) and makes it differentiable in `params` and `x`.
 
         solver = partial(anderson, max_steps=50, tol=1e-5)
         z, solution = equilibrium(cell, params, x, jnp.zeros((batch, width)), f_solver=solver)
 
     The state is any pytree with a leading batch axis. One sample's state must not influence
-    another's. `f` must not close over values that are being differentiated: pass them in `params`
-    or `x`. A `FixedPointProblem` is unpacked: `equilibrium(*problem)`.
+    another's. `f` may close over values that are being differentiated; they get gradients as
+    `params` do. A `FixedPointProblem` is unpacked: `equilibrium(*problem)`.
 
     =============  =================================================  ===================  =======
     gradient       definition                                         again (grad of grad)  forward
@@ -66,24 +70,51 @@ def equilibrium(
             `partial(phantom, steps=3, tau=0.8)`, or any function that is called like `ift`.
         step_budget: most forward steps at run time; may be traced (no recompilation).
         backward_stats: `BackwardStats.zeros(B)`, to differentiate with respect to; see there.
+        has_aux: whether f returns `(z, aux)`, aux being any pytree of arrays.
+        trace: function of (step, z like `z0`, residual `[B]`) that the host calls at the forward
+            solver's start and after each step, through `jax.debug.callback`. The residual is that
+            of the solver's `stop_mode`.
 
     Returns:
         The state, one evaluation of f past the solver's (the `phantom` gradient: its last
         application), and the solver's report. The report's `z` is the flat `[B, D]` state before
-        that evaluation.
+        that evaluation. With `has_aux` also aux at the report's `z`, where f is evaluated last (the
+        `phantom` gradient: its first application). It gets no gradient.
 
     Raises:
-        ValueError: an unknown gradient, a solver that "shine" cannot use, a `b_solver` that the
-            gradient has already or does not take, or an argument that the solver or the gradient
-            refuses.
+        TypeError: f changes the type of a leaf of the state, or `z0` has other leaves than
+            floating-point arrays.
+        ValueError: f changes the structure or a shape of the state, `trace` with a gradient that
+            uses no solver, an unknown gradient, a solver that "shine" cannot use, a `b_solver` that
+            the gradient has already or does not take, or an argument that the solver or the
+            gradient refuses.
     """
     info = gradient_info(gradient)
     function = info.function if isinstance(gradient, str) else gradient
     function = bind_b_solver(function, b_solver)
-    z0 = lax.stop_gradient(z0)
+    cell = checked_cell(f, params, x, z0, has_aux=has_aux)
+    f, params, z0 = cell.f, cell.params, cell.z0
     if info.own_iteration:
-        return function(f, params, x, z0, backward_stats, step_budget=step_budget)
+        if trace is not None:
+            raise ValueError(
+                f"trace has no effect on the gradient {info.function.__name__!r}, which uses no "
+                "solver. Leave it out, or choose another gradient."
+            )
+        z, solution = function(f, params, x, z0, backward_stats, step_budget=step_budget)
+    else:
+        solution = _solve(f, params, x, z0, f_solver, info, step_budget, trace)
+        if info.needs_inverse:
+            function = partial(function, inverse=solution.inverse)
+            solution = solution._replace(inverse=())  # else the report keeps the history alive
+        unravel = ravel_batch(z0)[1]
+        z = function(f, params, x, unravel(solution.z), backward_stats)
+    if cell.aux is None:
+        return z, solution
+    at = ravel_batch(z0)[1](solution.z)
+    return z, solution, lax.stop_gradient(cell.aux(*lax.stop_gradient((params, at, x))))
 
+
+def _solve(f, params, x, z0, f_solver, info, step_budget, trace) -> Solution:
     flat0, unravel = ravel_batch(z0)
     fixed_params, fixed_x = lax.stop_gradient((params, x))
 
@@ -92,11 +123,11 @@ def equilibrium(
 
     if info.needs_inverse:
         f_solver = _keeping_inverse(f_solver, info.function)
-    solution = lax.stop_gradient(f_solver(flat_f, flat0, step_budget=step_budget))
-    if info.needs_inverse:
-        function = partial(function, inverse=solution.inverse)
-        solution = solution._replace(inverse=())  # otherwise the report keeps the history alive
-    return function(f, params, x, unravel(solution.z), backward_stats), solution
+    if trace is not None:
+        f_solver = partial(
+            f_solver, trace=lambda step, z, r: trace(step, unravel(np.asarray(z)), r)
+        )
+    return lax.stop_gradient(f_solver(flat_f, flat0, step_budget=step_budget))
 
 
 def _keeping_inverse(f_solver: Callable, gradient: Callable) -> Callable[..., Solution]:

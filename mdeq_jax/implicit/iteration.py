@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mdeq_jax.solvers import Solution, Status, norms
-from mdeq_jax.solvers.validate import STOP_MODES, check_count
+from mdeq_jax.solvers.validate import STOP_MODES, check_count, check_tolerance
 from mdeq_jax.tree import PyTree, ravel_batch
 
 
@@ -16,8 +16,7 @@ def check_iteration(steps: int, tol: float, stop_mode: str) -> None:
         TypeError: `steps` is not an integer.
     """
     check_count("steps, the number of iterations,", steps)
-    if not tol >= 0:
-        raise ValueError(f"tol must not be negative; got {tol}.")
+    check_tolerance(tol)
     if stop_mode not in STOP_MODES:
         raise ValueError(f"stop_mode must be one of {STOP_MODES}; got {stop_mode!r}.")
 

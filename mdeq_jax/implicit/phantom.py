@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit.adjoint import BackwardStats, transposed_product
+from mdeq_jax.implicit.adjoint import BackwardStats, scaled, to_unit_norm, transposed_product
 from mdeq_jax.implicit.attach import attach_adjoint
 from mdeq_jax.implicit.problem import Cell
+from mdeq_jax.parallel import varying_like
 from mdeq_jax.solvers import Status
 from mdeq_jax.solvers.norms import residuals
 from mdeq_jax.tree import PyTree, ravel_batch
@@ -57,7 +58,9 @@ def phantom(
     def apply(z, _):
         return jax.tree.map(lambda a, b: (1 - tau) * a + tau * b, z, f(params, z, x)), None
 
-    return lax.scan(apply, lax.stop_gradient(z_star), length=steps)[0]
+    start = lax.stop_gradient(z_star)
+    start = varying_like(jax.eval_shape(apply, start, None)[0], start)
+    return lax.scan(apply, start, length=steps)[0]
 
 
 def one_step(
@@ -83,6 +86,7 @@ def series(product, cotangent: PyTree, *, steps: int, tau: float) -> tuple[PyTre
         u_k, like `cotangent`, and the statistics, whose residual is that of u_{k-1}.
     """
     flat, unravel = ravel_batch(cotangent)
+    flat, scale = to_unit_norm(flat)
 
     def term(_, carry):
         u, _ = carry
@@ -90,7 +94,10 @@ def series(product, cotangent: PyTree, *, steps: int, tau: float) -> tuple[PyTre
         _, rel_residual, _ = residuals(u, fu)
         return (1 - tau) * u + tau * fu, rel_residual
 
-    u, rel_residual = lax.fori_loop(1, steps, term, (tau * flat, jnp.ones_like(flat[:, 0])))
+    first = varying_like(
+        jax.eval_shape(term, 0, (tau * flat, None)), (tau * flat, jnp.ones_like(scale))
+    )
+    u, rel_residual = lax.fori_loop(1, steps, term, first)
     per_sample = jnp.ones(flat.shape[0], jnp.float32)
     stats = BackwardStats(
         nfe=jnp.float32(steps - 1),
@@ -98,7 +105,7 @@ def series(product, cotangent: PyTree, *, steps: int, tau: float) -> tuple[PyTre
         rel_residual=rel_residual.astype(jnp.float32),
         status=Status.MAX_STEPS * per_sample,
     )
-    return unravel(u), stats
+    return unravel(scaled(u, scale)), stats
 
 
 def _adjoint(f, params, x, z, _, cotangent, *, steps, tau):

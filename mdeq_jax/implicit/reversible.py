@@ -22,6 +22,7 @@ from mdeq_jax.implicit.adjoint import BackwardStats
 from mdeq_jax.implicit.attach import first_order_only
 from mdeq_jax.implicit.iteration import check_iteration, report, residuals, step_limit
 from mdeq_jax.implicit.problem import Cell
+from mdeq_jax.parallel import varying_like
 from mdeq_jax.solvers import Solution, Status
 from mdeq_jax.solvers.norms import relative, safe_norms
 from mdeq_jax.tree import PyTree, ravel_batch
@@ -78,7 +79,8 @@ def reversible(
     if backward_stats is None:
         backward_stats = BackwardStats.zeros(jax.tree.leaves(z0)[0].shape[0])
     limit = jnp.int32(step_limit(steps, step_budget))
-    z0 = lax.stop_gradient(z0)
+    fz0 = jax.eval_shape(f, params, z0, x)
+    z0, backward_stats = varying_like(fz0, (lax.stop_gradient(z0), backward_stats))
     iterated: Any = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
     z, y, traces = iterated
     return z, report(y, traces, limit, nfe=2 * limit, tol=tol, stop_mode=stop_mode)
@@ -105,8 +107,9 @@ def _iterate(f, beta, steps, params, x, z0, limit, backward_stats):
         return y, _relax(beta, z, fy), *traces
 
     flat, _ = ravel_batch(z0)
-    empty = jnp.zeros((steps, flat.shape[0]), flat.dtype)
-    y, z, *traces = lax.fori_loop(0, limit, step, (z0, z0, empty, empty))
+    empty = jnp.zeros((steps, flat.shape[0]), jnp.promote_types(flat.dtype, jnp.float32))
+    start = varying_like(z0, (z0, z0, empty, empty))
+    y, z, *traces = lax.fori_loop(0, limit, step, start)
     return z, y, tuple(traces)
 
 
@@ -143,8 +146,10 @@ def _backward(f, beta, steps, saved, cotangents):
         return y, z, d_y, d_z, d_args
 
     zeros = partial(jax.tree.map, jnp.zeros_like)
-    start = (y, z, zeros(y), cotangent, zeros(floating))
-    _, rebuilt, _, _, d_floating = lax.fori_loop(0, limit, step, start)
+    state = varying_like(z, (y, z, zeros(y), cotangent))
+    # Gradients of values that do not vary over devices are sums over these.
+    d_floating = [varying_like(leaf, jnp.zeros_like(leaf)) for leaf in floating]
+    _, rebuilt, _, _, d_floating = lax.fori_loop(0, limit, step, (*state, d_floating))
     flat, first, last = (ravel_batch(state)[0] for state in (rebuilt, z0, z))
     drift = relative(*safe_norms(flat - first, last)).astype(jnp.float32)
     stats = BackwardStats(
@@ -153,7 +158,7 @@ def _backward(f, beta, steps, saved, cotangents):
         rel_residual=drift,
         status=jnp.where(drift < DRIFT_TOL, Status.CONVERGED, Status.DIVERGED).astype(jnp.float32),
     )
-    return *rebuild(d_floating, rest=None), None, None, stats
+    return *rebuild(d_floating, rest=None), None, None, varying_like(z, stats)
 
 
 def _split_floating(tree):

@@ -14,7 +14,13 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from mdeq_jax.implicit.adjoint import BackwardStats, solve_linear, transposed_product
+from mdeq_jax.implicit.adjoint import (
+    BackwardStats,
+    scaled,
+    solve_linear,
+    to_unit_norm,
+    transposed_product,
+)
 from mdeq_jax.implicit.attach import attach_adjoint, first_order_only
 from mdeq_jax.implicit.fallback import check_unconverged, fall_back
 from mdeq_jax.implicit.problem import Cell
@@ -29,15 +35,16 @@ def _adjoint(f, params, x, z, inverse, cotangent, *, refine_steps, unconverged, 
     )
     product = transposed_product(f, params, z, x)
     flat, unravel = ravel_batch(cotangent)
+    flat, scale = to_unit_norm(flat)
     flat_u = -transposed_inverse_product(inverse, flat)
-    u = unravel(flat_u)
+    u = unravel(scaled(flat_u, scale))
     if refine_steps:
         solver = partial(b_solver, max_steps=refine_steps)
         u, solution = solve_linear(product, cotangent, solver, start=u)
         u = fall_back(unconverged, product, cotangent, u, solution)
         return u, BackwardStats.of(solution)
     # Pulling u back to the parameters computes the product that the residual needs anyway.
-    fu = ravel_batch(product(u))[0] + flat
+    fu = scaled(ravel_batch(product(u))[0], 1 / scale) + flat
     _, rel_residual, _ = residuals(flat_u, fu)
     zeros = BackwardStats.zeros(flat.shape[0])
     stats = zeros._replace(

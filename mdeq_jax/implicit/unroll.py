@@ -7,6 +7,7 @@ from jax import lax
 from mdeq_jax.implicit.adjoint import BackwardStats
 from mdeq_jax.implicit.iteration import check_iteration, report, residuals, step_limit
 from mdeq_jax.implicit.problem import Cell
+from mdeq_jax.parallel import varying_like
 from mdeq_jax.solvers import Solution
 from mdeq_jax.tree import PyTree
 
@@ -72,8 +73,10 @@ def unroll(
     def step_within_limit(carry, n):
         shapes = jax.eval_shape(step, carry, n)[1]
         nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        nothing = varying_like(shapes, nothing)
         return lax.cond(n < limit, lambda: step(carry, n), lambda: (carry, nothing))
 
+    z0 = varying_like(jax.eval_shape(apply, z0)[0], z0)
     known = isinstance(limit, int)
     length = limit if known else steps
     (z, last), traces = lax.scan(step if known else step_within_limit, (z0, z0), jnp.arange(length))

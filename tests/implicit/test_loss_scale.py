@@ -1,0 +1,63 @@
+"""A gradient is linear in the scale of the loss, from 1e-30 to 1e30."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdeq_jax.implicit import GRADIENTS, equilibrium, solve_adjoint
+from mdeq_jax.solvers import Status, broyden
+from tests.helpers.cells import affine_cell, problem, start, tanh_cell, value
+
+
+@cache
+def gradients(gradient):
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), problem())
+    solver = partial(broyden, max_steps=40, tol=1e-6)
+    solvers = {"f_solver": solver, "b_solver": solver, "gradient": gradient}
+
+    def loss(params, scales):
+        z = equilibrium(tanh_cell, params, x, start(tanh_cell), **solvers)[0]
+        return value(z * scales[:, None])
+
+    return jax.jit(lambda scales: jax.grad(loss)(params, scales))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_gradients_are_linear_in_the_loss(gradient):
+    run = gradients(gradient)
+    expected = run(jnp.ones(3))
+
+    @settings(max_examples=12, deadline=None, derandomize=True, database=None)
+    @given(power=st.sampled_from([-30, -16, -14, 20, 30]) | st.integers(-30, 30))
+    def check(power):
+        scale = np.float32(10.0**power)
+        for ours, theirs in zip(*map(jax.tree.leaves, (run(jnp.full(3, scale)), expected))):
+            tolerance = 1e-4 * float(jnp.linalg.norm(theirs))
+            np.testing.assert_allclose(ours / scale, theirs, rtol=0, atol=tolerance)
+
+    check()
+
+
+def test_every_sample_has_its_scale(x64):
+    params, x = problem()
+    scales = jnp.array([1e-30, 0.0, 1e20])[:, None]
+    direction = jnp.ones_like(x)
+    solver = partial(broyden, max_steps=40, tol=1e-10)
+    u, report = solve_adjoint(affine_cell, params, x, x, scales * direction, b_solver=solver)
+    exact = scales * jnp.linalg.solve(jnp.eye(6) - params["w"], direction.T).T
+    np.testing.assert_allclose(u, exact, rtol=1e-8)
+    assert (report.status == Status.CONVERGED).all()
+
+
+def test_an_absolute_tolerance_stays_absolute():
+    params, x = problem()
+    solver = partial(broyden, max_steps=40, tol=1e-3, stop_mode="abs")
+    cotangent = jnp.full_like(x, 1e-5)
+    u, report = solve_adjoint(affine_cell, params, x, x, cotangent, b_solver=solver)
+    assert (report.steps == 0).all() and (u == 0).all()
+    np.testing.assert_allclose(report.residual, np.sqrt(6) * 1e-5, rtol=1e-5)
