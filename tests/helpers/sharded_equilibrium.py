@@ -30,11 +30,11 @@ def main():
     params = 0.3 * jnp.cos(jnp.arange(SIZE * SIZE, dtype=jnp.float32)).reshape(SIZE, SIZE)
     x = jnp.sin(jnp.arange(BATCH * SIZE, dtype=jnp.float32)).reshape(BATCH, SIZE)
     cases = [{"gradient": name} for name in GRADIENTS]
-    cases += [{"f_solver": solver} for solver in SOLVERS.values()]
+    cases += [{"f_solver": solver} for solver in SOLVERS.values() if solver is not broyden]
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((4,), ("batch",), axis_types=(axis_type,))
         for case, check_vma in ((c, v) for c in cases for v in (True, False)):
-            if axis_type == AxisType.Explicit and case not in (cases[0], cases[-1]):
+            if case != cases[0] and (axis_type == AxisType.Explicit or not check_vma):
                 continue
             sharded = jax.shard_map(
                 partial(loss, **case),
