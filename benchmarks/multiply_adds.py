@@ -49,7 +49,7 @@ def _size(equation: core.JaxprEqn) -> int:
 
 
 def of_config(config) -> int:
-    """Of one image in evaluation mode. A model with an equilibrium counts its solver's loop once."""
+    """Of one image in evaluation mode; of a solver's loop one step is counted."""
     model = build_model(config)
     image = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)

@@ -15,8 +15,11 @@ ORDER_STREAM, TRANSFORM_STREAM = 1, 2
 OPTIONAL_FIELDS = (
     "base_size",
     "convert_to_rgb",
+    "crop_fraction",
     "eval_image_size",
     "eval_split",
+    "rand_augment",
+    "rand_augment_magnitude",
     "scale_factor",
 )
 

@@ -17,7 +17,8 @@ _SETTINGS = {"step": ("decay_epochs", "decay_factor"), "polynomial": ("decay_pow
 def learning_rate(train: ConfigDict, num_steps: int) -> optax.Schedule:
     """Learning rate of each step, linear warm-up first.
 
-    All schedules but "constant" count from the end of the warm-up:
+    The warm-up rises from `warmup_learning_rate` (0 if None). All schedules but "constant" count
+    from its end, or from step 0 with `schedule_from_start`:
 
     - "cosine" falls from `learning_rate` to `end_learning_rate` at `num_steps`, a step at a time,
       as `torch.optim.lr_scheduler.CosineAnnealingLR` does.
@@ -44,9 +45,15 @@ def learning_rate(train: ConfigDict, num_steps: int) -> optax.Schedule:
             f"train.warmup_steps must be at least 0 and below the {num_steps} steps of the "
             f"training; got {train.warmup_steps}."
         )
+    if not train.warmup_steps and (train.warmup_learning_rate or train.schedule_from_start):
+        raise ValueError(
+            "train.warmup_learning_rate and train.schedule_from_start have no effect with "
+            "train.warmup_steps=0: unset them, or set the steps."
+        )
     _check_settings(train)
     peak, end = train.learning_rate, train.end_learning_rate
-    steps = num_steps - train.warmup_steps
+    first = 0 if train.schedule_from_start else train.warmup_steps  # step 0 of the schedule
+    steps = num_steps - first
     if train.schedule == "constant":
         main = optax.constant_schedule(peak)
     elif train.schedule == "cosine":
@@ -57,12 +64,14 @@ def learning_rate(train: ConfigDict, num_steps: int) -> optax.Schedule:
     else:
         factor = 0.1 if train.decay_factor is None else train.decay_factor
         per_epoch = num_steps / train.epochs
-        at = (round(epoch * per_epoch) - train.warmup_steps for epoch in train.decay_epochs)
+        at = (round(epoch * per_epoch) - first for epoch in train.decay_epochs)
         main = optax.piecewise_constant_schedule(peak, dict.fromkeys(at, factor))
     if not train.warmup_steps:
         return main
-    warmup = optax.linear_schedule(0.0, peak, train.warmup_steps)
-    return optax.join_schedules([warmup, main], [train.warmup_steps])
+    warmup = optax.linear_schedule(train.warmup_learning_rate or 0.0, peak, train.warmup_steps)
+    if first:
+        return optax.join_schedules([warmup, main], [train.warmup_steps])
+    return lambda step: jnp.where(step < train.warmup_steps, warmup(step), main(step))
 
 
 def _check_settings(train: ConfigDict) -> None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mdeq_jax.engine.schedules import learning_rate
 from mdeq_jax.tasks import Task, task_type
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -53,7 +53,11 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def build_optimizer(train: ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """Adam or SGD whose updates are those of `torch.optim`: weight decay is added to the gradient.
+    """Adam, AdamW or SGD whose updates are those of `torch.optim`.
+
+    Weight decay is added to the gradient. That of AdamW (Loshchilov, Hutter 2017, 1711.05101) is
+    added to Adam's direction instead, and not for biases and arrays with one axis, as the scales of
+    norms.
 
     Args:
         train: `config.train`.
@@ -68,6 +72,10 @@ def build_optimizer(train: ConfigDict, num_steps: int) -> optax.GradientTransfor
     clip = (
         optax.identity() if train.grad_clip is None else optax.clip_by_global_norm(train.grad_clip)
     )
+    rate = optax.scale_by_learning_rate(learning_rate(train, num_steps))
+    if train.optimizer == "adamw":
+        decay = optax.add_decayed_weights(train.weight_decay, mask=_decays)
+        return optax.chain(clip, optax.scale_by_adam(), decay, rate)
     if train.optimizer == "adam":
         direction = optax.scale_by_adam()
     else:
@@ -76,7 +84,14 @@ def build_optimizer(train: ConfigDict, num_steps: int) -> optax.GradientTransfor
         clip,
         optax.add_decayed_weights(train.weight_decay),
         direction,
-        optax.scale_by_learning_rate(learning_rate(train, num_steps)),
+        rate,
+    )
+
+
+def _decays(params: Any) -> Any:
+    """True for the arrays that AdamW decays."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, param: param.ndim > 1 and path[-1] != jax.tree_util.DictKey("bias"), params
     )
 
 

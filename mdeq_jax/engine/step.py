@@ -82,12 +82,15 @@ def make_train_step(
         steps_per_epoch: of the training set.
     """
     draw = _make_draw(config, steps_per_epoch)
+    augment_key = _make_augment_key(config)
     backward = _make_backward(model, task, config)
     if config.train.accumulate_steps > 1:
         backward = _accumulate(backward, task, config.train.accumulate_steps)
 
     def train_step(state: TrainState, batch: dict, pretraining: bool) -> tuple[TrainState, Report]:
         draws = draw(state.step)
+        if task.augments:
+            batch = task.augment(batch, augment_key(state.step))
         first_sample = device_index() * task.batch_size(batch)
         grads, stats, report = backward(
             state.params, state.batch_stats, batch, draws, first_sample, pretraining
@@ -140,6 +143,12 @@ def _make_draw(config: ConfigDict, steps_per_epoch: int) -> Callable[[jax.Array]
         return _Draws(applies, weight, max_steps + jnp.where(applies, change, 0), *keys)
 
     return draw
+
+
+def _make_augment_key(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Returns the random key of a step for `Task.augment`, another one on each device."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)  # 1 is for the draws above
+    return lambda step: jax.random.fold_in(jax.random.fold_in(key, step), device_index())
 
 
 def _make_backward(model: nn.Module, task: Task, config: ConfigDict) -> Callable:

@@ -122,6 +122,24 @@ class Task(abc.ABC):
         """The number of examples in a batch."""
         return jax.tree.leaves(self.inputs(batch))[0].shape[0]
 
+    @property
+    def augments(self) -> bool:
+        """Whether `augment` changes anything with these settings."""
+        return False
+
+    def augment(self, batch: dict, key: jax.Array) -> dict:
+        """Random changes to a batch of a training step, on the device.
+
+        Args:
+            batch: this device's examples.
+            key: random key, another one on each device.
+
+        Returns:
+            A batch whose entries all begin with the number of examples.
+        """
+        del key
+        return batch
+
     @abc.abstractmethod
     def loss(self, outputs: ModelOutput, batch: dict) -> jax.Array:
         """The scalar to differentiate.

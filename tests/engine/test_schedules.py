@@ -101,3 +101,53 @@ def test_polynomial_and_step_schedules_are_pytorchs():
     theirs = rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [15, 30], gamma=0.2))
     ours = learning_rate(step, 40)
     np.testing.assert_allclose([ours(step) for step in range(40)], list(theirs), rtol=1e-5)
+
+
+def test_cosine_that_counts_from_the_start():
+    """As timm's: after the warm-up the rate is already below its peak."""
+    fields = dict(learning_rate=1e-3, end_learning_rate=0.0, warmup_learning_rate=5e-7)
+    rate = learning_rate(train_settings(**fields, warmup_steps=100, schedule_from_start=True), 1000)
+    np.testing.assert_allclose(rate(0), 5e-7, rtol=1e-5)
+    np.testing.assert_allclose(rate(50), (5e-7 + 1e-3) / 2, rtol=1e-5)
+    for step in (100, 500, 900):
+        expected = 1e-3 * (1 + np.cos(np.pi * step / 1000)) / 2
+        np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
+    np.testing.assert_allclose(rate(100), 0.976e-3, rtol=1e-3)
+
+
+def test_warm_up_settings_without_a_warm_up():
+    with pytest.raises(ValueError, match=r"no effect with train\.warmup_steps=0"):
+        learning_rate(train_settings(schedule_from_start=True), 100)
+
+
+def test_adamw_is_pytorchs_and_spares_biases_and_norms():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    params = {
+        "kernel": rng.normal(size=(3, 2)).astype(np.float32),
+        "scale": rng.normal(size=3).astype(np.float32),
+        "bias": rng.normal(size=(2, 2)).astype(np.float32),
+    }
+    theirs = {name: torch.tensor(value, requires_grad=True) for name, value in params.items()}
+    rest = [theirs["scale"], theirs["bias"]]
+    optimizer = torch.optim.AdamW(
+        [{"params": [theirs["kernel"]]}, {"params": rest, "weight_decay": 0.0}],
+        lr=0.01,
+        weight_decay=0.1,
+    )
+    settings = train_settings(
+        optimizer="adamw", weight_decay=0.1, learning_rate=0.01, schedule="constant"
+    )
+    ours = build_optimizer(settings, 100)
+    state = ours.init(params)
+    for _ in range(20):
+        gradients = {
+            name: rng.normal(size=p.shape).astype(np.float32) for name, p in params.items()
+        }
+        for name, tensor in theirs.items():
+            tensor.grad = torch.tensor(gradients[name])
+        optimizer.step()
+        updates, state = ours.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(params[name], tensor.detach().numpy(), rtol=1e-4, atol=1e-6)

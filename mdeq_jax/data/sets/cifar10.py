@@ -8,7 +8,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import Dataset, check_optional_fields, choose_eval_split
-from mdeq_jax.data.vision import decoding, tfds_records
+from mdeq_jax.data.vision import decoding, rand_augment, tfds_records
 from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -24,7 +24,7 @@ def load(config: ConfigDict) -> Dataset:
             at random and mirrors it with probability 1/2. The original trains all its models with
             it, except TINY. `eval_split` is "test" (also if None) or "train".
     """
-    check_optional_fields(config, ("eval_split",))
+    check_optional_fields(config, ("eval_split", *rand_augment.FIELDS))
     eval_split = choose_eval_split(config, ("test", "train"))
     size = check_image_size("cifar10", config.image_size, SIZE)
     train_images, train_labels, names = _decode(config, "train")
@@ -43,6 +43,7 @@ def load(config: ConfigDict) -> Dataset:
             STD,
             pad=4 if config.augment else 0,
             flip=config.augment,
+            rand_augment=rand_augment.RandAugment.from_config(config),
         ),
         eval=ArraySplit(eval_images, eval_labels, MEAN, STD),
         mean=MEAN,

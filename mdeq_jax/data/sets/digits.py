@@ -8,6 +8,7 @@ from einops import repeat
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import Dataset, check_optional_fields, choose_eval_split
+from mdeq_jax.data.vision import rand_augment
 from mdeq_jax.data.vision.array_split import ArraySplit, check_image_size, check_labels
 
 NUM_EVAL = 360
@@ -25,7 +26,7 @@ def load(config: ConfigDict) -> Dataset:
         config: `config.data`. `augment` moves each training image by up to one pixel in each
             direction. Digits are never mirrored. `eval_split` is "test" (also if None) or "train".
     """
-    check_optional_fields(config, ("eval_split",))
+    check_optional_fields(config, ("eval_split", *rand_augment.FIELDS))
     eval_split = choose_eval_split(config, ("test", "train"))
     # Imported here, because other data sets do not need it and it is slow to import.
     from sklearn.datasets import load_digits
@@ -41,16 +42,20 @@ def load(config: ConfigDict) -> Dataset:
         np.arange(len(labels)), test_size=NUM_EVAL, stratify=labels, random_state=0
     )
 
-    def split(indices, pad):
-        return ArraySplit(images[indices], labels[indices], MEAN, STD, MAX_VALUE, pad=pad)
+    def split(indices, **transforms):
+        return ArraySplit(images[indices], labels[indices], MEAN, STD, MAX_VALUE, **transforms)
 
     return Dataset(
         name="digits",
         task="classification",
         class_names=tuple("0123456789"),
         image_size=size,
-        train=split(train, pad=1 if config.augment else 0),
-        eval=split(evaluation if eval_split == "test" else train, pad=0),
+        train=split(
+            train,
+            pad=1 if config.augment else 0,
+            rand_augment=rand_augment.RandAugment.from_config(config),
+        ),
+        eval=split(evaluation if eval_split == "test" else train),
         mean=MEAN,
         std=STD,
     )

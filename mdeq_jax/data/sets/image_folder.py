@@ -9,6 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import Dataset, check_optional_fields
+from mdeq_jax.data.vision import rand_augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.files import FileReader, require_folders
 from mdeq_jax.data.vision.folders import (
@@ -38,7 +39,8 @@ def load(config: ConfigDict) -> Dataset:
         ValueError: the evaluation folder has a class that train/ does not have, or the names
             of two classes differ only in their Unicode form.
     """
-    check_optional_fields(config, ("convert_to_rgb", "eval_split"))
+    supported = ("convert_to_rgb", "crop_fraction", "eval_split", *rand_augment.FIELDS)
+    check_optional_fields(config, supported)
     eval_split = os.path.expanduser(config.eval_split or "val")
     root = require_folders(config.data_dir, "image_folder", ("train", eval_split))
     size = training_image_size(config)
@@ -53,7 +55,9 @@ def load(config: ConfigDict) -> Dataset:
         )
 
     def split(folder, train):
-        transform = ClassificationTransform(size, len(names), train, config.convert_to_rgb)
+        transform = ClassificationTransform.from_config(
+            config, len(names), train=train, convert_to_rgb=config.convert_to_rgb
+        )
         reader = _list(root / folder, classes, config.on_error)
         return DiskSplit(reader, transform, config.on_error)
 
@@ -62,7 +66,7 @@ def load(config: ConfigDict) -> Dataset:
         task="classification",
         class_names=names,
         image_size=size,
-        train=split("train", train=config.augment),
+        train=split("train", train=True),
         eval=split(eval_split, train=False),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

@@ -6,7 +6,7 @@ O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 1409.0
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import Dataset, check_optional_fields, choose_eval_split
-from mdeq_jax.data.vision import tfds_records
+from mdeq_jax.data.vision import rand_augment, tfds_records
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.transforms import ClassificationTransform, training_image_size
 
@@ -21,7 +21,7 @@ def load(config: ConfigDict) -> Dataset:
             training images are transformed like evaluation images. `eval_split` is "validation"
             (also if None) or "train".
     """
-    check_optional_fields(config, ("eval_split",))
+    check_optional_fields(config, ("crop_fraction", "eval_split", *rand_augment.FIELDS))
     eval_split = choose_eval_split(config, ("validation", "train"))
     size = training_image_size(config)
 
@@ -29,10 +29,12 @@ def load(config: ConfigDict) -> Dataset:
         source, info = tfds_records.open_split(config.data_dir, "imagenet2012", name, ("image",))
         reader = tfds_records.TfdsReader(source, f"imagenet2012 {name}", id="file_name")
         # ImageNet has some grey images. The original code converts them, and so must a comparison.
-        transform = ClassificationTransform(size, NUM_CLASSES, train, convert_to_rgb=True)
+        transform = ClassificationTransform.from_config(
+            config, NUM_CLASSES, train=train, convert_to_rgb=True
+        )
         return DiskSplit(reader, transform, config.on_error), info
 
-    train, info = split("train", train=config.augment)
+    train, info = split("train", train=True)
     return Dataset(
         name="imagenet2012",
         task="classification",

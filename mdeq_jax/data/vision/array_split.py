@@ -6,6 +6,7 @@ import numpy as np
 
 from mdeq_jax.data.dataset import TRANSFORM_STREAM, Skipped
 from mdeq_jax.data.vision import augment
+from mdeq_jax.data.vision.rand_augment import NO_OPERATIONS, RandAugment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class ArraySplit:
         max_value: the pixel value that becomes 1 before normalisation.
         pad: width of the black border from which random crops are cut; 0 for no crops.
         flip: mirror an example with probability 1/2.
+        rand_augment: operations of a training image, after those.
     """
 
     images: np.ndarray
@@ -29,6 +31,7 @@ class ArraySplit:
     max_value: int = 255
     pad: int = 0
     flip: bool = False
+    rand_augment: RandAugment = NO_OPERATIONS
     in_memory = True
 
     def __len__(self) -> int:
@@ -44,8 +47,21 @@ class ArraySplit:
             rng = np.random.default_rng((TRANSFORM_STREAM, *key))
             draws = rng.random((len(self), 3), dtype=np.float32)[indices]
             images = augment.shift_and_flip(images, draws, pad=self.pad, flip=self.flip)
+        if self.rand_augment.operations:
+            images = self._rand_augmented(images, indices, key)
         images = augment.normalize(images, self.mean, self.std, max_value=self.max_value)
         return {"image": images, "label": self.labels[indices]}, []
+
+    def _rand_augmented(self, images, indices, key):
+        """Each image with a generator of its own, and in 0..255 meanwhile."""
+        scale = 255 // self.max_value
+        changed = [
+            self.rand_augment(
+                image * np.uint8(scale), np.random.default_rng((TRANSFORM_STREAM, *key, int(i)))
+            )
+            for image, i in zip(images, indices)
+        ]
+        return np.stack(changed) // np.uint8(scale)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> np.ndarray:

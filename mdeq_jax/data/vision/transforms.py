@@ -11,6 +11,7 @@ from mdeq_jax.data.dataset import IGNORE_LABEL
 from mdeq_jax.data.vision import augment, decoding
 from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.disk_split import Record
+from mdeq_jax.data.vision.rand_augment import NO_OPERATIONS, RandAugment
 
 # Fields of `config.data` that `SegmentationTransform` reads and other data sets do not have.
 SEGMENTATION_FIELDS = ("convert_to_rgb", "eval_image_size", "base_size", "scale_factor")
@@ -31,7 +32,8 @@ class ClassificationTransform:
     """The ImageNet transform of the original code.
 
     Training takes a random resized crop (`augment.random_resized_crop_box`) and mirrors it with
-    probability 1/2. Evaluation resizes the shorter side to size / 0.875 and cuts out the middle.
+    probability 1/2; `rand_augment` follows. Evaluation resizes the shorter side to
+    size / crop_fraction and cuts out the middle.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the part in use still has at least as many
     pixels as the result in each direction. The result loses no detail by it.
@@ -41,12 +43,37 @@ class ClassificationTransform:
         num_classes: labels must lie in [0, num_classes).
         train: true for the random transform.
         convert_to_rgb: convert grey, CMYK and other images instead of raising an error.
+        rand_augment: operations of a training image, after the mirroring.
+        crop_fraction: of the shorter side of an evaluated image.
     """
 
     size: tuple[int, int]
     num_classes: int
     train: bool
     convert_to_rgb: bool
+    rand_augment: RandAugment = NO_OPERATIONS
+    crop_fraction: float = 0.875
+
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, num_classes: int, *, train: bool, convert_to_rgb: bool
+    ) -> Self:
+        """Returns the transform of `config.data` for training or evaluation.
+
+        Raises:
+            ValueError: a field that cannot work.
+        """
+        fraction = 0.875 if config.crop_fraction is None else config.crop_fraction
+        if not 0 < fraction <= 1:
+            raise ValueError(f"config.data.crop_fraction must be in (0, 1]; got {fraction}.")
+        return cls(
+            training_image_size(config),
+            num_classes,
+            train and config.augment,
+            convert_to_rgb,
+            RandAugment.from_config(config),
+            fraction,
+        )
 
     def __call__(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Returns an image, uint8 `[H, W, 3]`, and its label, int32 `[]`."""
@@ -69,13 +96,14 @@ class ClassificationTransform:
         bottom, right = round((top + height) / reduction), round((left + width) / reduction)
         part = image[round(top / reduction) : bottom, round(left / reduction) : right]
         image = augment.resize(part, *self.size)
-        return image[:, ::-1] if rng.random() < 0.5 else image
+        image = image[:, ::-1] if rng.random() < 0.5 else image
+        return self.rand_augment(image, rng)
 
     def _center_crop(self, record, header, rng):
         del rng
         height, width = self.size
         scaled = augment.shorter_side_size(
-            header.height, header.width, int(max(height, width) / 0.875)
+            header.height, header.width, int(max(height, width) / self.crop_fraction)
         )
         reduction = _reduction(header, (header.height, header.width), scaled)
         image = decoding.decode_rgb(record.image, record.path, reduction)

@@ -1,12 +1,13 @@
 """Images without labels, transformed like those of an evaluation split."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
 
 from mdeq_jax.data.dataset import Dataset
 from mdeq_jax.data.vision import augment, decoding
-from mdeq_jax.data.vision.disk_split import Record
+from mdeq_jax.data.vision.disk_split import DiskSplit, Record
 from mdeq_jax.data.vision.folders import (
     IMAGE_SUFFIXES,
     describe_left_out,
@@ -60,5 +61,10 @@ def read_for_evaluation(path: pathlib.Path, dataset: Dataset) -> np.ndarray:
         image = augment.center_crop(augment.resize(image, *scaled), *size)
     else:
         transform = ClassificationTransform(size, 1, train=False, convert_to_rgb=True)
+        if isinstance(dataset.eval, DiskSplit) and isinstance(
+            dataset.eval.transform, ClassificationTransform
+        ):
+            fraction = dataset.eval.transform.crop_fraction
+            transform = dataclasses.replace(transform, crop_fraction=fraction)
         image, _ = transform(Record(str(path), data, 0), np.random.default_rng(0))
     return augment.normalize(image[None], dataset.mean, dataset.std)[0]

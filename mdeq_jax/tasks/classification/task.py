@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.tasks.classification.losses import correct_top_k, cross_entropy
+from mdeq_jax.tasks.classification.mixing import mix
 from mdeq_jax.tasks.classification.predict import predict_classes
 from mdeq_jax.tasks.image_task import ImageTask
 from mdeq_jax.tasks.task import TrainedModel, percent
@@ -18,17 +19,39 @@ class Classification(ImageTask):
 
     name = "classification"
     metrics = (percent("accuracy"),)
-    own_fields = {"train.label_smoothing": 0.0}  # noqa: RUF012
+    own_fields = {  # noqa: RUF012
+        "train.label_smoothing": 0.0,
+        "train.mixup": 0.0,
+        "train.cutmix": 0.0,
+    }
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self._smoothing = config.train.label_smoothing
         if not 0 <= self._smoothing < 1:
             raise ValueError(f"train.label_smoothing must be in [0, 1); got {self._smoothing}.")
+        self._mixing = {"mixup": config.train.mixup, "cutmix": config.train.cutmix}
+        for name, alpha in self._mixing.items():
+            if alpha < 0:
+                raise ValueError(f"train.{name} must not be negative; got {alpha}.")
+
+    @property
+    def augments(self) -> bool:
+        """Whether `train.mixup` or `train.cutmix` is on."""
+        return any(self._mixing.values())
+
+    def augment(self, batch: dict, key: jax.Array) -> dict:
+        """Mixes the images with `train.mixup` and `train.cutmix`; adds their other labels."""
+        images, share = mix(batch["image"], key, **self._mixing)
+        return {**batch, "image": images, "share": share, "other_label": batch["label"][::-1]}
 
     def loss(self, outputs: ModelOutput, batch: dict) -> jax.Array:
-        """Mean cross-entropy, with `train.label_smoothing`."""
-        return jnp.mean(cross_entropy(outputs.logits, batch["label"], smoothing=self._smoothing))
+        """Mean cross-entropy, with `train.label_smoothing`, of both labels of a mixed image."""
+        loss = cross_entropy(outputs.logits, batch["label"], smoothing=self._smoothing)
+        if "share" in batch:
+            other = cross_entropy(outputs.logits, batch["other_label"], smoothing=self._smoothing)
+            loss = batch["share"] * loss + (1 - batch["share"]) * other
+        return jnp.mean(loss)
 
     def metric_sums(self, outputs: ModelOutput, batch: dict) -> dict[str, jax.Array]:
         """Sums of the cross-entropies and of the correct examples."""
