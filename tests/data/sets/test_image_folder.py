@@ -166,7 +166,7 @@ def test_folders_that_are_not_as_they_should_be(load, image_folder, caplog):
         (dict(on_error="ignore"), "'ignore', but must be one of"),
         (dict(image_size=(0, 3)), r"must be \(height, width\)"),
         (dict(base_size=512), "base_size is 512, but image_folder does not have this field"),
-        (dict(eval_image_size=(3, 3)), "leave it unset. .It has convert_to_rgb, eval_split"),
+        (dict(eval_image_size=(3, 3)), "leave it unset. .It has convert_to_rgb, crop_fraction"),
     ],
 )
 def test_bad_config(load, fields, message):
