@@ -109,7 +109,9 @@ def test_what_f_closes_over_is_differentiated(gradient, where, x64):
         ours = jax.grad(jax.jit(closing))(params, kept)
     else:
         ours = jax.grad(closing)(params, kept)
-    assert_trees_close(ours, jax.jit(jax.grad(passing))(params, kept), rtol=1e-9)
+    # The inverse estimate of "shine" depends on the rounding of the forward solve.
+    rtol = 1e-4 if gradient == "shine" else 1e-9
+    assert_trees_close(ours, jax.jit(jax.grad(passing))(params, kept), rtol)
 
 
 @every_gradient
