@@ -21,6 +21,7 @@ CONFIGS = sorted(
     for path in (Path(__file__).parent.parent / "configs").glob("*.py")
     if path.stem not in ("__init__", "default")
 )
+MDEQ_CONFIGS = [name for name in CONFIGS if not name.startswith("repmlp")]
 # As published; the phantom-gradient network has affine norms where cifar10_large has none.
 PARAMETERS = {
     "cifar10_tiny": 158_890,
@@ -47,7 +48,7 @@ def test_every_released_experiment_is_here():
     assert set(CONFIGS) >= set(PARAMETERS) == set(KNOWN_ARCHITECTURES)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MDEQ_CONFIGS)
 def test_builds_with_the_parameters_of_the_name_table(name):
     """The model's own shapes are those that the converter's table declares."""
     config = load(name)

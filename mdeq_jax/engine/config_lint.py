@@ -59,7 +59,8 @@ def unused_settings(config: ConfigDict, *, training: bool) -> list[str]:
     ]
     if config.pallas and hardware.target().platform == "cpu":
         lines.append("pallas=True has no effect: its kernels are for GPUs, and JAX runs on CPUs.")
-    return [*_solvers(config, training), *lines]
+    notes = family_of(config).notes(config, training)
+    return [*_solvers(config, training), *lines, *notes]
 
 
 def _solvers(config: ConfigDict, training: bool) -> list[str]:

@@ -19,6 +19,11 @@ def _no_multiple(config: "ConfigDict") -> int:
     return 1
 
 
+def _no_notes(config: "ConfigDict", training: bool) -> list[str]:
+    del config, training
+    return []
+
+
 class Family(NamedTuple):
     """How a config becomes a model, and the facts about it that other parts need.
 
@@ -39,6 +44,8 @@ class Family(NamedTuple):
         has_equilibrium: whether the model solves for a fixed point. Without one, the settings of
             solvers, gradient and Jacobian loss have no effect.
         input_multiple: config to the number that the sides of an input must be multiples of.
+        notes: `(config, training)` to lines on what a user of these settings should know; they are
+            printed when a run starts.
         deploy: `(variables, config, *, dtype=None)` of a trained network to those of its merged
             form, which computes the same with less; None: there is no such form.
     """
@@ -52,6 +59,7 @@ class Family(NamedTuple):
     transfer_fields: tuple[str, ...] = ()
     has_equilibrium: bool = True
     input_multiple: Callable[["ConfigDict"], int] = _no_multiple
+    notes: Callable[["ConfigDict", bool], list[str]] = _no_notes
     deploy: Callable[..., tuple[dict, "ConfigDict"]] | None = None
 
 

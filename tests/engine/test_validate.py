@@ -14,7 +14,7 @@ BAD = [
     ("train.learning_rate", 0.0, "train.learning_rate must be positive"),
     ("jacobian.weight", 1.0, "no effect with jacobian.frequency=0"),
     ("log.every_steps", 0, "log.every_steps must be at least 1"),
-    ("train.optimizer", "lion", r"train.optimizer must be one of .*; got 'adamw'"),
+    ("train.optimizer", "lion", r"train.optimizer must be one of .*; got 'lion'"),
     ("train.schedule", "exponential", r"train.schedule must be one of .*; got 'exponential'"),
     ("train.schedule", "step", "needs train.decay_epochs"),
     ("train.decay_power", 0.5, r"decay_power=0.5 has no effect on train.schedule='cosine'"),

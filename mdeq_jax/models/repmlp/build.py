@@ -61,6 +61,17 @@ def _spec(config: "ConfigDict") -> BlockSpec:
     )
 
 
+def notes(config: "ConfigDict", training: bool) -> list[str]:
+    """What the merged form lacks, if it is to be trained."""
+    if not (training and config.model.deployed):
+        return []
+    return [
+        "model.deployed=True trains the merged form: batch norms and convolutions that are merged "
+        "are missing from it, and training does not bring them back. Train with "
+        "model.deployed=False and deploy then, unless you mean to fine-tune the merged form."
+    ]
+
+
 _FIELDS = (
     "name",
     "channels",
@@ -80,6 +91,7 @@ RESNET = Family(
     architecture_fields=(*_FIELDS, "block", "bottleneck_reduction"),
     transferable=("backbone",),
     has_equilibrium=False,
+    notes=notes,
     deploy=deploy_repmlp,
 )
 MLP = Family(
@@ -88,5 +100,6 @@ MLP = Family(
     task="classification",
     architecture_fields=_FIELDS,
     has_equilibrium=False,
+    notes=notes,
     deploy=deploy_repmlp,
 )

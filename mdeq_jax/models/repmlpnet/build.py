@@ -1,10 +1,10 @@
 """From a config to a RepMLPNet, and its row of the families."""
 
-import logging
 from typing import TYPE_CHECKING
 
 from mdeq_jax.models.family import Family
 from mdeq_jax.models.repmlp.build import batch_norm, compute_dtype
+from mdeq_jax.models.repmlp.build import notes as repmlp_notes
 from mdeq_jax.models.repmlp.deploy import deploy_repmlpnet
 from mdeq_jax.models.repmlp.module import check_partition
 from mdeq_jax.models.repmlp.validate import check_common, check_length, check_positive
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 def build(config: "ConfigDict") -> RepMLPNet:
     """A RepMLPNet with class logits `[B, num_classes]`."""
     model = config.model
-    for line in scrambled_stages(config):
-        logging.warning(line)
     return RepMLPNet(
         channels=tuple(model.channels),
         num_blocks=tuple(model.num_blocks),
@@ -43,12 +41,12 @@ def map_sizes(config: "ConfigDict") -> list[tuple[int, int]]:
     return [(height >> stage, width >> stage) for stage in range(len(model.channels))]
 
 
-def scrambled_stages(config: "ConfigDict") -> list[str]:
+def notes(config: "ConfigDict", training: bool) -> list[str]:
     """A line for each stage whose blocks put results in the place of other partitions.
 
-    See `RepMLPBlock`: it is what the original computes.
+    See `RepMLPBlock`: it is what the original computes. And what the merged form lacks.
     """
-    model, lines = config.model, []
+    model, lines = config.model, repmlp_notes(config, training)
     for stage, (height, width) in enumerate(map_sizes(config)):
         side, sharesets = model.partitions[stage], model.sharesets[stage]
         count = (height // side) * (width // side)
@@ -104,5 +102,6 @@ REPMLPNET = Family(
         "deployed",
     ),
     has_equilibrium=False,
+    notes=notes,
     deploy=deploy_repmlpnet,
 )
