@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 
 from mdeq_jax.implicit.problem import Cell
@@ -57,7 +58,7 @@ def checked_cell(
             )
         out = out[0]
     _check_result(z0, out)
-    hoisted = any(isinstance(const, jax.core.Tracer) for const in closed.consts)
+    hoisted = any(isinstance(const, Tracer) for const in closed.consts)
     if hoisted:
         f, params = _without_closure(f, params, z0, x, closed)
     if not has_aux:
@@ -69,7 +70,7 @@ def checked_cell(
 
 def _without_closure(f: Cell, params, z0, x, closed) -> tuple[Cell, PyTree]:
     """The cell as the function of what it closes over, and its parameters with these values."""
-    traced = [isinstance(const, jax.core.Tracer) for const in closed.consts]
+    traced = [isinstance(const, Tracer) for const in closed.consts]
     known = [None if take else const for const, take in zip(closed.consts, traced)]
     result = jax.tree.structure(jax.eval_shape(f, params, z0, x))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, overload
 
 import jax
 import numpy as np
@@ -14,6 +15,40 @@ from mdeq_jax.implicit.gradients import bind_b_solver, gradient_info
 from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.solvers import Solution, broyden
 from mdeq_jax.tree import PyTree, ravel_batch
+
+
+@overload
+def equilibrium(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z0: PyTree,
+    *,
+    f_solver: Callable[..., Solution] = ...,
+    b_solver: Callable[..., Solution] | None = ...,
+    gradient: str | Callable[..., PyTree] = ...,
+    step_budget: int | jax.Array | None = ...,
+    backward_stats: BackwardStats | None = ...,
+    has_aux: Literal[False] = ...,
+    trace: Callable | None = ...,
+) -> tuple[PyTree, Solution]: ...
+
+
+@overload
+def equilibrium(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    z0: PyTree,
+    *,
+    f_solver: Callable[..., Solution] = ...,
+    b_solver: Callable[..., Solution] | None = ...,
+    gradient: str | Callable[..., PyTree] = ...,
+    step_budget: int | jax.Array | None = ...,
+    backward_stats: BackwardStats | None = ...,
+    has_aux: Literal[True],
+    trace: Callable | None = ...,
+) -> tuple[PyTree, Solution, PyTree]: ...
 
 
 def equilibrium(
@@ -124,8 +159,9 @@ def _solve(f, params, x, z0, f_solver, info, step_budget, trace) -> Solution:
     if info.needs_inverse:
         f_solver = _keeping_inverse(f_solver, info.function)
     if trace is not None:
+        on_host: Callable = unravel  # with NumPy arrays, as JAX must not compute in a callback
         f_solver = partial(
-            f_solver, trace=lambda step, z, r: trace(step, unravel(np.asarray(z)), r)
+            f_solver, trace=lambda step, z, r: trace(step, on_host(np.asarray(z)), r)
         )
     return lax.stop_gradient(f_solver(flat_f, flat0, step_budget=step_budget))
 
