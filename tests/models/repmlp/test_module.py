@@ -21,7 +21,7 @@ from tests.helpers.repmlp import (
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-TOL = 1e-6
+TOL = 1e-10
 MODULES = ("module_global", "module_local", "module_fc_only", "light_block", "bottleneck_block")
 TRAINED = tuple(
     f"train_{name}" for name in ("module_global", "module_local", "light_block", "bottleneck_block")

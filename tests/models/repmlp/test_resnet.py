@@ -22,7 +22,7 @@ from tests.helpers.repmlp import (
     variables_of,
 )
 
-TOL = 1e-6
+TOL = 1e-10
 PARAMETERS = {
     "res50_light_224": {"train": 87_038_248, "deploy": 86_142_440},
     "res50_bottleneck_224": {"train": 41_071_144, "deploy": 40_871_528},
