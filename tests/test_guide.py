@@ -17,7 +17,8 @@ def test_the_programs_run(capsys):
     printed = capsys.readouterr().out
     for text in ("accuracy", "converged", "radius up to", "settled on one eigenvector"):
         assert text in printed
-    assert len(PROGRAMS) == 2
+    assert names["logits"].shape == (2, 10)  # of the deployed network
+    assert len(PROGRAMS) == 3
 
 
 def test_the_model_has_the_lines_it_is_said_to_have():
