@@ -17,7 +17,7 @@ def write_torch_file(path: str | os.PathLike, state_dict: dict[str, np.ndarray])
         IsADirectoryError: `path` is a folder.
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "Writing a PyTorch file needs torch, which is not installed: pip install torch (the "
