@@ -90,7 +90,7 @@ def _repmlpnet() -> ml_collections.ConfigDict:
             channels=(64, 128, 256, 512),  # one entry a stage
             num_blocks=(2, 2, 6, 2),
             # Side of the partitions. With several partitions a stage, and more channels than
-            # sharesets, the original puts results in the place of other partitions; so does this.
+            # sharesets, the original moves results to other partitions; so does this.
             partitions=(56, 28, 14, 7),
             sharesets=(1, 4, 16, 128),  # divide the channels
             kernels=(1, 3),  # odd sizes of the convolutions that are merged; () for none

@@ -14,7 +14,7 @@ from mdeq_jax.convert.repmlp.names import repmlpnet_table, resnet_table
 Shapes = Mapping[str, tuple[int, ...]]
 _TABLES = {"repmlp_resnet": resnet_table, "repmlpnet": repmlpnet_table}
 _RES50 = dict(num_blocks=(3, 4, 6, 3), channels=(64, 256, 512, 1024, 2048))
-# File in configs/ -> what tells its network from the others.
+# File in configs/ -> what distinguishes its network from the others.
 KNOWN: dict[str, dict[str, Any]] = {
     "repmlp_res50_light_224": dict(name="repmlp_resnet", block="light", groups=4, **_RES50),
     "repmlp_res50_bottleneck_224": dict(

@@ -42,7 +42,7 @@ def map_sizes(config: "ConfigDict") -> list[tuple[int, int]]:
 
 
 def notes(config: "ConfigDict", training: bool) -> list[str]:
-    """A line for each stage whose blocks put results in the place of other partitions.
+    """A line for each stage whose blocks move results to the position of other partitions.
 
     See `RepMLPBlock`: it is what the original computes. And what the merged form lacks.
     """
@@ -53,7 +53,7 @@ def notes(config: "ConfigDict", training: bool) -> list[str]:
         if count > 1 and model.channels[stage] > sharesets:
             lines.append(
                 f"model.partitions={tuple(model.partitions)}: stage {stage} has {count} partitions "
-                f"of {side}x{side}. As in the original, a block puts results in the place of other "
+                f"of {side}x{side}. As in the original, a block moves results to other "
                 "partitions and channels. One partition a stage, as in the published networks, or "
                 "as many sharesets as channels avoid it."
             )
