@@ -13,6 +13,8 @@ when the run starts. The command line cannot set a number back to `None`: write 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from configs.fields.models import MODEL_FIELDS
+
 
 def _solver(max_steps: int) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
@@ -28,89 +30,6 @@ def _solver(max_steps: int) -> ml_collections.ConfigDict:
             tau=placeholder(float),  # fixed_point_iteration: damping
         )
     )
-
-
-def _mdeq() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        dict(
-            name="mdeq_classifier",  # or "mdeq_segmenter"
-            channels=(24, 24),  # one entry a resolution, highest first
-            num_blocks=(1, 1),
-            big_kernels=(0, 0),  # how many convolutions of every block are 5x5: 0, 1, 2
-            expansion=5,
-            num_groups=8,
-            downsample_times=0,
-            weight_norm=True,
-            fuse_weight_norm=False,  # true in TorchDEQ's models only
-            block_gn_affine=True,
-            fuse_gn_affine=True,
-            post_gn_affine=False,
-            dropout=0.0,
-            num_classes=10,
-            head_channels=(8, 16),  # classifier only
-            final_channels=200,  # classifier only
-            final_conv_kernel=1,  # segmenter only
-        )
-    )
-
-
-def _repmlp(**fields) -> ml_collections.ConfigDict:
-    """Networks with RepMLPs have weights for each pixel position: for one `data.image_size`."""
-    return ml_collections.ConfigDict(
-        dict(
-            name="",
-            partition=(7, 7),  # height, width; divides each map that a RepMLP sees
-            kernels=(1, 3, 5),  # odd sizes of the convolutions that are merged; () for none
-            groups=4,
-            global_reduction=1,
-            num_classes=1000,
-            deployed=False,  # the merged form, as deploy.py writes it
-            **fields,
-        )
-    )
-
-
-def _repmlp_resnet() -> ml_collections.ConfigDict:
-    return _repmlp(
-        block="light",  # or "bottleneck", or "base" (ResNet-50's) of stages 2 and 3
-        num_blocks=(3, 4, 6, 3),
-        channels=(64, 256, 512, 1024, 2048),  # of the stem and of each stage
-        bottleneck_reduction=(2, 4),  # bottleneck: of the RepMLPs in stages 2 and 3
-    )
-
-
-def _repmlp_mlp() -> ml_collections.ConfigDict:
-    return _repmlp(channels=(16, 32, 64), num_blocks=(2, 2, 2))
-
-
-def _repmlpnet() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        dict(
-            name="",
-            channels=(64, 128, 256, 512),  # one entry a stage
-            num_blocks=(2, 2, 6, 2),
-            # Side of the partitions. With several partitions a stage, and more channels than
-            # sharesets, the original moves results to other partitions; so does this.
-            partitions=(56, 28, 14, 7),
-            sharesets=(1, 4, 16, 128),  # divide the channels
-            kernels=(1, 3),  # odd sizes of the convolutions that are merged; () for none
-            patch_size=4,
-            gate_reduction=4,
-            ffn_expansion=4,
-            num_classes=1000,
-            deployed=False,  # the merged form, as deploy.py writes it
-        )
-    )
-
-
-# Name of the family -> its fields of `config.model`.
-MODEL_FIELDS = {
-    "mdeq_classifier": _mdeq,
-    "mdeq_segmenter": _mdeq,
-    "repmlp_mlp": _repmlp_mlp,
-    "repmlp_resnet": _repmlp_resnet,
-    "repmlpnet": _repmlpnet,
-}
 
 
 def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:

@@ -13,6 +13,7 @@ from mdeq_jax.engine.workdir import (
     CONFIG_FILE,
     check_architecture,
     check_writable,
+    field_of,
     write_config,
 )
 from mdeq_jax.models import build_model, family_of
@@ -89,9 +90,10 @@ def start_from_checkpoint(state: TrainState, config: ConfigDict) -> TrainState:
     variables, step = load_variables(source, source_config)
     target, other = (flatten_dict(tree) for tree in (state.variables, variables))
     wrong = [
-        f"model.{field}: {source_config.model[field]} there, {config.model[field]} here"
+        f"model.{field}: {there} there, {here} here"
         for field in family.transfer_fields
-        if source_config.model[field] != config.model[field]
+        if (there := field_of(source_config.model, field))
+        != (here := field_of(config.model, field))
     ]
     shared = _part(other, family.transferable)
     wrong += _differences(_part(target, family.transferable), shared)
@@ -120,9 +122,19 @@ def _config_of(source: Path, config: ConfigDict) -> ConfigDict:
     with source_config.unlocked():
         source_config.task = saved.get("task")
         for part in ("model", "data"):  # which decide the shapes of the network and of its inputs
-            for field, value in saved[part].items():
-                source_config[part][field] = tuple(value) if isinstance(value, list) else value
+            _set_fields(source_config[part], saved[part])
     return source_config
+
+
+def _set_fields(section: ConfigDict, saved: dict) -> None:
+    """Sets the fields of a section, and of its parts, to values that were read from JSON."""
+    for field, value in saved.items():
+        if isinstance(value, dict):
+            if field not in section:
+                section[field] = ConfigDict()
+            _set_fields(section[field], value)
+        else:
+            section[field] = tuple(value) if isinstance(value, list) else value
 
 
 def _part(leaves: dict, names: tuple[str, ...]) -> dict:

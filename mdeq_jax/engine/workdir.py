@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -68,17 +69,25 @@ def check_architecture(workdir: Path, config: ConfigDict) -> None:
     saved = json.loads(path.read_text())["model"]
     wanted = json.loads(config.to_json_best_effort())["model"]
     fields = family_of(config).architecture_fields
-    differing = [name for name in fields if saved.get(name) != wanted[name]]
+    values = {name: (field_of(saved, name), field_of(wanted, name)) for name in fields}
+    differing = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
     if differing:
         rows = "\n".join(
-            f"  model.{name}: {saved.get(name)} there, {wanted[name]} in this config"
-            for name in differing
+            f"  model.{name}: {there} there, {here} in this config"
+            for name, (there, here) in differing.items()
         )
         raise ValueError(
             f"{workdir} holds checkpoints of another architecture:\n{rows}\n"
             "Choose another --workdir, or the config that it was made with "
             f"(in {path})."
         )
+
+
+def field_of(section: Any, name: str) -> Any:
+    """The value of the field "NAME", or "PART.NAME", of a dict of dicts; None if there is none."""
+    for key in name.split("."):
+        section = None if section is None else section.get(key)
+    return section
 
 
 def check_resumable(workdir: Path, config: ConfigDict) -> None:

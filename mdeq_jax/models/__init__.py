@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 
+from mdeq_jax.models.deq_transformer.build import DEQ_TRANSFORMER, TRANSFORMER
 from mdeq_jax.models.family import EquilibriumModel, Family
 from mdeq_jax.models.mdeq.build import CLASSIFIER, SEGMENTER
 from mdeq_jax.models.mdeq.cell import CellInput, CellSpec, MDEQCell, apply_cell
@@ -12,6 +13,7 @@ from mdeq_jax.models.mdeq.network import MDEQ
 from mdeq_jax.models.output import ForwardOptions, ModelOutput
 from mdeq_jax.models.repmlp.build import MLP, RESNET
 from mdeq_jax.models.repmlpnet.build import REPMLPNET
+from mdeq_jax.models.trellisnet.build import DEQ_TRELLISNET
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -22,6 +24,9 @@ MODELS: dict[str, Family] = {
     "repmlp_mlp": MLP,
     "repmlp_resnet": RESNET,
     "repmlpnet": REPMLPNET,
+    "deq_transformer": DEQ_TRANSFORMER,
+    "transformer": TRANSFORMER,
+    "deq_trellisnet": DEQ_TRELLISNET,
 }
 
 __all__ = [

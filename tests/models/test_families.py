@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from configs import default
 from mdeq_jax.models import (
@@ -74,28 +75,40 @@ def test_its_settings_are_validated(config):
 
 def test_an_unknown_family_lists_the_choices():
     config = default.get_config()
-    config.model.name = "transformer"
-    with pytest.raises(ValueError, match=r"model.name must be one of \['mdeq_classifier', .*'tr"):
+    config.model.name = "convolution"
+    with pytest.raises(ValueError, match=r"model.name must be one of \['deq_transformer', .*'conv"):
         build_model(config)
+
+
+def config_and_inputs(name):
+    """The defaults of a family, complete, and the shape of inputs that its model takes."""
+    config = default.get_config(name)
+    config.data.image_size = (224, 224)
+    for part in ("transformer", "trellisnet"):
+        if part in config.model:
+            config.model[part].vocab_size = 50
+            return config, jax.ShapeDtypeStruct((1, 5), jnp.int32)
+    return config, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+
+def fields_of(part):
+    return part if isinstance(part, ConfigDict) else ()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_name_fields_and_parts_that_exist(name):
-    config, family = default.get_config(name), MODELS[name]
-    config.data.image_size = (224, 224)
-    fields = (*family.architecture_fields, *family.ignored_fields, *family.transfer_fields)
-    assert set(fields) <= set(config.model)
+    (config, inputs), family = config_and_inputs(name), MODELS[name]
+    fields = {*family.architecture_fields, *family.ignored_fields, *family.transfer_fields}
+    parts = {f"{part}.{field}" for part in config.model for field in fields_of(config.model[part])}
+    assert fields <= set(config.model) | parts
     assert not set(family.architecture_fields) & set(family.ignored_fields)
-    images = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), jnp.float32)
-    variables = jax.eval_shape(build_model(config).init, jax.random.key(0), images)
+    variables = jax.eval_shape(build_model(config).init, jax.random.key(0), inputs)
     assert set(family.transferable) < variables["params"].keys()
 
 
 @pytest.mark.parametrize("name", [n for n, family in MODELS.items() if family.has_equilibrium])
 def test_models_with_an_equilibrium_offer_its_interface(name):
-    config = default.get_config()
-    config.model.name = name
-    model = build_model(config)
+    model = build_model(config_and_inputs(name)[0])
     for method in ("fixed_point_problem", "solve", "read_out"):
         expected = inspect.signature(getattr(EquilibriumModel, method)).parameters
         offered = inspect.signature(getattr(type(model), method)).parameters

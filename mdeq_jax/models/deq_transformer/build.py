@@ -7,7 +7,7 @@ from mdeq_jax.layers.adaptive_embedding import AdaptiveEmbedding, Vocabulary
 from mdeq_jax.layers.adaptive_softmax import AdaptiveSoftmax
 from mdeq_jax.models.deq_transformer.cell import CellSpec, TransformerCell
 from mdeq_jax.models.deq_transformer.network import DEQTransformer
-from mdeq_jax.models.deq_transformer.validate import validate
+from mdeq_jax.models.deq_transformer.validate import WHERE, known_size, validate
 from mdeq_jax.models.family import Family
 from mdeq_jax.models.mdeq.validate import PRECISIONS
 from mdeq_jax.solvers import build_solver
@@ -54,7 +54,8 @@ def _build(config: "ConfigDict", num_layers: int | None) -> DEQTransformer:
 
 def vocabulary_of(model: "ConfigDict") -> Vocabulary:
     """Tokens and clusters of `config.model.transformer`."""
-    return Vocabulary(model.vocab_size, tuple(model.cutoffs), model.div_val)
+    size = known_size(model.vocab_size, WHERE)
+    return Vocabulary(size, tuple(model.cutoffs), model.div_val)
 
 
 def projects(model: "ConfigDict") -> bool:
@@ -130,10 +131,12 @@ DEQ_TRANSFORMER = Family(
     build=build_deq_transformer,
     validate=validate,
     architecture_fields=_ARCHITECTURE_FIELDS,
+    task="language_model",
 )
 TRANSFORMER = Family(
     build=build_transformer,
     validate=validate,
     architecture_fields=_ARCHITECTURE_FIELDS,
+    task="language_model",
     has_equilibrium=False,
 )

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 PROJECTION_UPDATES = ("once", "each_use")
-_WHERE = "model.transformer"
+WHERE = "model.transformer"
 
 
 def validate(config: "ConfigDict") -> None:
@@ -18,22 +18,22 @@ def validate(config: "ConfigDict") -> None:
     """
     model = config.model.transformer
     check_counts(
-        model, _WHERE, ("d_embed", "d_model", "n_head", "d_head", "d_inner", "n_layer", "div_val")
+        model, WHERE, ("d_embed", "d_model", "n_head", "d_head", "d_inner", "n_layer", "div_val")
     )
-    check_vocabulary(model.vocab_size, tuple(model.cutoffs), _WHERE, "cutoffs")
-    check_rates(model, _WHERE, ("dropout", "dropatt"))
+    check_vocabulary(model.vocab_size, tuple(model.cutoffs), WHERE)
+    check_rates(model, WHERE, ("dropout", "dropatt"))
     for field in ("mem_len", "local_size"):
         if model[field] < 0:
-            raise ValueError(f"{_WHERE}.{field} must not be negative; got {model[field]}.")
+            raise ValueError(f"{WHERE}.{field} must not be negative; got {model[field]}.")
     if model.n_head * model.d_head != model.d_model:
         raise ValueError(
-            f"{_WHERE}.n_head * d_head must be d_model, because the injection has the width of "
+            f"{WHERE}.n_head * d_head must be d_model, because the injection has the width of "
             f"all heads; got {model.n_head} * {model.d_head} and d_model={model.d_model}. "
             f"Set d_head to d_model / n_head."
         )
     if model.d_model % 2:
         raise ValueError(
-            f"{_WHERE}.d_model must be even, because half of the distance features are sines; "
+            f"{WHERE}.d_model must be even, because half of the distance features are sines; "
             f"got {model.d_model}."
         )
     _check_projections(model)
@@ -44,18 +44,18 @@ def _check_projections(model: "ConfigDict") -> None:
     narrowest = model.d_embed // model.div_val ** (clusters - 1)
     if narrowest < 1:
         raise ValueError(
-            f"{_WHERE}.d_embed // div_val**i must be at least 1 for each of the {clusters} "
+            f"{WHERE}.d_embed // div_val**i must be at least 1 for each of the {clusters} "
             f"clusters; got {model.d_embed} // {model.div_val}**{clusters - 1} = 0. Lower div_val, "
             "or use fewer cutoffs."
         )
     if len(model.tie_projs) != clusters:
         raise ValueError(
-            f"{_WHERE}.tie_projs needs one entry for each of the {clusters} clusters that the "
+            f"{WHERE}.tie_projs needs one entry for each of the {clusters} clusters that the "
             f"cutoffs {tuple(model.cutoffs)} make; got {tuple(model.tie_projs)}."
         )
     if model.projection_updates not in PROJECTION_UPDATES:
         raise ValueError(
-            f"{_WHERE}.projection_updates must be one of {PROJECTION_UPDATES}; "
+            f"{WHERE}.projection_updates must be one of {PROJECTION_UPDATES}; "
             f"got {model.projection_updates!r}."
         )
 
@@ -74,15 +74,35 @@ def check_rates(model: "ConfigDict", where: str, fields: tuple[str, ...]) -> Non
             raise ValueError(f"{where}.{field} must be in [0, 1); got {model[field]}.")
 
 
-def check_vocabulary(size: int | None, cutoffs: tuple[int, ...], where: str, field: str) -> None:
-    """Refuses a vocabulary of unknown size, and cutoffs that do not cut it."""
-    if size is None or size < 2:
+def check_vocabulary(size: int | None, cutoffs: tuple[int, ...], where: str) -> None:
+    """Refuses a vocabulary of one token, and cutoffs that do not cut it.
+
+    Args:
+        size: number of tokens; None: not known before the data are read.
+        cutoffs: first token of each cluster but the first.
+        where: the part of the config.
+    """
+    if size is not None and size < 2:
         raise ValueError(
             f"{where}.vocab_size must be at least 2; got {size}. Set it to the number of tokens "
             "of the data."
         )
-    edges = (0, *cutoffs, size)
+    edges = (0, *cutoffs) if size is None else (0, *cutoffs, size)
     if any(start >= end for start, end in pairwise(edges)):
         raise ValueError(
-            f"{where}.{field} must rise and lie between 0 and vocab_size={size}; got {cutoffs}."
+            f"{where}.cutoffs must rise and lie between 0 and vocab_size={size}; got {cutoffs}."
         )
+
+
+def known_size(size: int | None, where: str) -> int:
+    """The number of tokens, which a model cannot be built without.
+
+    Raises:
+        ValueError: it is None.
+    """
+    if size is None:
+        raise ValueError(
+            f"{where}.vocab_size is not known: set it to the number of tokens of the data, or let "
+            "training read it from there."
+        )
+    return size

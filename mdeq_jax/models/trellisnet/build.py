@@ -7,7 +7,12 @@ import flax.linen as nn
 from mdeq_jax.implicit import build_gradient
 from mdeq_jax.layers.adaptive_embedding import Vocabulary
 from mdeq_jax.layers.adaptive_softmax import AdaptiveSoftmax
-from mdeq_jax.models.deq_transformer.validate import check_counts, check_rates, check_vocabulary
+from mdeq_jax.models.deq_transformer.validate import (
+    check_counts,
+    check_rates,
+    check_vocabulary,
+    known_size,
+)
 from mdeq_jax.models.family import Family
 from mdeq_jax.models.mdeq.validate import PRECISIONS
 from mdeq_jax.models.trellisnet.cell import CellSpec, TrellisCell
@@ -25,7 +30,7 @@ def build_deq_trellisnet(config: "ConfigDict") -> DEQTrellisNet:
     model, solver = config.model.trellisnet, config.solver
     f_solver = build_solver(solver.forward, "solver.forward", pallas=config.pallas)
     b_solver = build_solver(solver.backward, "solver.backward", pallas=config.pallas)
-    hidden = model.nhid + model.nout
+    hidden, vocab_size = model.nhid + model.nout, known_size(model.vocab_size, _WHERE)
     spec = CellSpec(
         hidden,
         model.kernel_size,
@@ -35,13 +40,13 @@ def build_deq_trellisnet(config: "ConfigDict") -> DEQTrellisNet:
         PRECISIONS[config.precision],
     )
     return DEQTrellisNet(
-        embedding=Embedding(model.vocab_size, model.ninp, model.last_row_is_padding, parent=None),
+        embedding=Embedding(vocab_size, model.ninp, model.last_row_is_padding, parent=None),
         injection=Injection(
             (model.kernel_size, model.ninp, 4 * hidden), model.weight_norm, parent=None
         ),
         cell=TrellisCell(spec, parent=None),
         softmax=AdaptiveSoftmax(
-            Vocabulary(model.vocab_size, tuple(model.cutoffs)),
+            Vocabulary(vocab_size, tuple(model.cutoffs)),
             model.ninp,
             model.nout,
             projects=False,
@@ -64,7 +69,7 @@ def validate(config: "ConfigDict") -> None:
     """
     model = config.model.trellisnet
     check_counts(model, _WHERE, ("ninp", "nhid", "nout", "kernel_size", "dilation"))
-    check_vocabulary(model.vocab_size, tuple(model.cutoffs), _WHERE, "cutoffs")
+    check_vocabulary(model.vocab_size, tuple(model.cutoffs), _WHERE)
     check_rates(model, _WHERE, ("dropout", "dropouti", "dropouth"))
     if model.ninp != model.nout:
         raise ValueError(
@@ -92,4 +97,5 @@ DEQ_TRELLISNET = Family(
             )
         ),
     ),
+    task="language_model",
 )

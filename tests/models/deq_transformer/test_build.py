@@ -133,7 +133,7 @@ SMALL = {"n_token": 20, "d_model": 8, "d_embed": 8, "n_head": 2, "d_head": 4, "d
     [
         ({"n_head": 3}, r"n_head \* d_head must be d_model"),
         ({"d_model": 9, "n_head": 3, "d_head": 3}, "d_model must be even"),
-        ({"vocab_size": None}, "vocab_size must be at least 2"),
+        ({"vocab_size": 1}, "vocab_size must be at least 2"),
         ({"cutoffs": (5, 5), "tie_projs": (False,) * 3}, "cutoffs must rise"),
         ({"cutoffs": (5, 10)}, "tie_projs needs one entry for each of the 3 clusters"),
         ({"cutoffs": (5, 10), "div_val": 4, "tie_projs": (False,) * 3}, "Lower div_val"),
@@ -149,6 +149,15 @@ def test_refuses(fields, message):
         config.model.transformer.update(fields)
     with pytest.raises(ValueError, match=message):
         validate(config)
+
+
+def test_a_vocabulary_that_the_data_decide():
+    config = transformer_config(SMALL)
+    with config.unlocked():
+        config.model.transformer.vocab_size = None
+    validate(config)  # as before the data are read
+    with pytest.raises(ValueError, match=r"model\.transformer\.vocab_size is not known"):
+        build_deq_transformer(config)
 
 
 def test_shared_parameters():
