@@ -10,7 +10,7 @@ Cost: 8,964,619 parameters; 2,700 steps of 8 images.
         --save_predictions=PICTURES
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

@@ -16,7 +16,7 @@ Baselines on the validation set: the commonest class of the training set everywh
         --save_predictions=PICTURES
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

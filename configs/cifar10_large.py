@@ -9,7 +9,7 @@ Differs from the paper's table 4 in widths, dropout, solver limits, batch size, 
     python train.py --config=configs/cifar10_large.py --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

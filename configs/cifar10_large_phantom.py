@@ -9,7 +9,7 @@ Unlike cifar10_large, all group norms are affine. TorchDEQ (2310.18605) trains t
     python train.py --config=configs/cifar10_large_phantom.py --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

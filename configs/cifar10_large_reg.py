@@ -9,7 +9,7 @@ Cost: 11,097,438 parameters; 114,400 steps of 96 images (1 GPU in the original).
     python train.py --config=configs/cifar10_large_reg.py --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

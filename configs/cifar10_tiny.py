@@ -10,7 +10,7 @@ Differs from the paper's table 4 in dropout, solver limits and groups, among oth
     python train.py --config=configs/cifar10_tiny.py --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

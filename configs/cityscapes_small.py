@@ -12,7 +12,7 @@ Evaluating a whole image of 1024x2048 takes 1.2 GB of working memory, as compile
         --save_predictions=PICTURES
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

@@ -7,7 +7,7 @@ that converge. The Jacobian loss makes them converge (Bai, Koltun, Kolter 2021, 
     python train.py --config=configs/digits.py
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

@@ -7,7 +7,7 @@ Cost: 67,063,624 parameters; 1,000,900 steps of 128 images (4 GPUs in the origin
     python train.py --config=configs/imagenet_large.py --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

@@ -8,7 +8,7 @@ Differs from the paper: other settings than its table 4 (github.com/locuslab/mde
     python train.py --config=configs/imagenet_small.py --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

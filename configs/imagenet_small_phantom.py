@@ -11,7 +11,7 @@ TorchDEQ (2310.18605) trains the same network with --config.gradient.tau=1.0 and
     python train.py --config=configs/imagenet_small_phantom.py --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

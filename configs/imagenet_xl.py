@@ -11,7 +11,7 @@ Beware: as released, the 510,000 pretraining steps outlast the run, so that the 
     python train.py --config=configs/imagenet_xl.py --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

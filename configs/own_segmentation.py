@@ -10,7 +10,7 @@ Cost: 8,960,290 parameters with 2 classes.
         --save_predictions=PICTURES
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

@@ -12,7 +12,7 @@ and their number is chosen by its multiply-adds. Weight decay and kernels are it
         --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

@@ -7,7 +7,7 @@ network has linear layers only: over the pixels of a 4x4 partition, or over the 
     python deploy.py --config=configs/repmlp_digits.py --output=runs/repmlp_digits_deployed
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

@@ -11,7 +11,7 @@ Differs from the paper: no AutoAugment, and a share of mixup (0.2) that the pape
         --config.data.data_dir=DIR
 """
 
-from configs import repmlp_res50_light_224
+from mdeq_jax.configs import repmlp_res50_light_224
 
 
 def get_config():

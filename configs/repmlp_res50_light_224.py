@@ -12,7 +12,7 @@ The paper's appendix says 8 groups; the published code builds 4, as this does.
         --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

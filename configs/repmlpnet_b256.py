@@ -10,7 +10,7 @@ Multiply-adds an image: 9.640 G in training form, 9.616 G deployed (benchmarks/m
         --config.data.data_dir=DIR
 """
 
-from configs import default
+from mdeq_jax.configs import default
 
 
 def get_config():

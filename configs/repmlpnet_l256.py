@@ -11,7 +11,7 @@ Differs from the original: its recipe is given for B256 only, and is assumed for
         --config.data.data_dir=DIR
 """
 
-from configs import repmlpnet_b256
+from mdeq_jax.configs import repmlpnet_b256
 
 
 def get_config():

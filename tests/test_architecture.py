@@ -22,8 +22,10 @@ LAYOUT = [
     {"diagnostics"},
     {"engine"},
     {"training"},  # re-exports the engine
+    {"train", "eval", "deploy", "convert_torch_weights"},
     {"scripts"},
 ]
+SCRIPTS = LAYOUT[-2]
 FLOORS = {room: floor for floor, rooms in enumerate(LAYOUT) for room in rooms}
 STANDALONE = {"data", "viz"}
 # Rooms that know neither tasks nor families by name, and words that would show that they do.
@@ -103,7 +105,11 @@ def test_imports_only_from_lower_floors(path):
 
 @pytest.mark.parametrize("path", SIZED_FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_files_are_small(path):
-    limit = 80 if path.parent == REPOSITORY else MAX_LINES
+    limit = MAX_LINES
+    if path.parent == REPOSITORY:
+        limit = 20  # calls `run` of the module of the same name
+    elif path.parent == PACKAGE and path.stem in SCRIPTS:
+        limit = 100
     assert len(path.read_text().splitlines()) <= limit
 
 
@@ -119,7 +125,7 @@ def test_functions_are_small(path):
 def test_configs_import_only_ml_collections_and_each_other(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            assert node.module.split(".")[0] in ("configs", "ml_collections")
+            assert node.module in ("mdeq_jax.configs", "ml_collections.config_dict")
         elif isinstance(node, ast.Import):
             assert {alias.name.split(".")[0] for alias in node.names} <= {"ml_collections"}
 

@@ -124,10 +124,10 @@ def test_flags_of_eval_that_cannot_work(run_script, tmp_path, flags, message):
     assert result.returncode != 0 and message in result.stderr
 
 
-@pytest.mark.parametrize("script", ["eval.py", "convert_torch_weights.py"])
+@pytest.mark.parametrize("script", ["eval.py", "convert_torch_weights.py", "-m mdeq_jax.train"])
 def test_help_lists_flags_and_configs(run_script, script):
     result = subprocess.run(
-        [sys.executable, script, "--help"],
+        [sys.executable, *script.split(), "--help"],
         env=run_script.environment(),
         cwd=run_script.root,
         capture_output=True,
@@ -135,3 +135,4 @@ def test_help_lists_flags_and_configs(run_script, script):
         timeout=60,
     )
     assert "configs/digits.py  " in result.stdout and "--config: Config" in result.stdout
+    assert "python " in result.stdout.partition("flags:")[0]  # the docstring of the script

@@ -7,10 +7,12 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 flags.disclaim_key_flags()  # the flags are those of the script that defines them
@@ -26,6 +28,27 @@ class _PathParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "path"
+
+
+def run(main: Callable, module: str, *, config_required: bool = True) -> None:
+    """Parses the command line and calls the `main` of a script.
+
+    Args:
+        main: takes the arguments that are left.
+        module: name of the module that defines the flags and whose docstring `--help` prints.
+        config_required: whether `--config` must be given.
+    """
+    script: Any = sys.modules[module]
+    sys.modules["__main__"].__doc__ = script.__doc__
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(main, flags_parser=partial(parse_flags, config_required=config_required))
+
+
+def config_folder(script: str) -> Path:
+    """The folder of the configs: next to a script of the repository, else in the package."""
+    beside = Path(script).resolve().parent / "configs"
+    return beside if beside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
 def define_path(
@@ -52,14 +75,15 @@ def parse_flags(
     choices and the flag to type.
 
     Args:
-        argv: the script and its arguments. The configs are in `configs/`, next to the script.
+        argv: the script and its arguments. `--config` is a file, or the name of one of the
+            configs in `config_folder`.
         config_required: whether `--config` must be given.
         flag_values: the flags; others than absl's only in tests.
 
     Returns:
         `argv` without the flags.
     """
-    folder = Path(argv[0]).resolve().parent / "configs"
+    folder = config_folder(argv[0])
     if any(_HELP.fullmatch(argument) for argument in argv[1:]):
         main = sys.modules["__main__"]
         configs = list_configs(folder).replace("%", "%%")  # absl fills in the script's name
@@ -104,7 +128,7 @@ def _checked(argv: list[str], folder: Path, config_required: bool) -> list[str]:
             attached = match[1] is not None
             if not attached and i + 1 == len(argv):
                 break
-            given = os.path.expanduser(match[2] if attached else argv[i + 1])
+            given = _path_of(match[2] if attached else argv[i + 1], folder)
             argv[i if attached else i + 1] = f"--config={given}" if attached else given
     if given is None:
         if config_required:
@@ -121,6 +145,14 @@ def _checked(argv: list[str], folder: Path, config_required: bool) -> list[str]:
         if match := _OVERRIDE.fullmatch(argument):
             _check_field(config, match[2], match[3] or "", path)
     return argv
+
+
+def _path_of(given: str, folder: Path) -> str:
+    """The file that `--config` means: a path, or the name of a config, each with its `:STRING`."""
+    name, colon, config_string = given.partition(":")
+    if re.fullmatch(r"\w+", name) and (path := folder / f"{name}.py").is_file():
+        return f"{_shown(path)}{colon}{config_string}"
+    return os.path.expanduser(given)
 
 
 def _no_such_config(given: str, folder: Path) -> str:

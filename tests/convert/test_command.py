@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-import convert_torch_weights
+from mdeq_jax import convert_torch_weights
 from mdeq_jax.convert import export_state_dict, load_torch_file
 from mdeq_jax.engine.warm_start import load_variables
 from tests.helpers import networks, torch_files

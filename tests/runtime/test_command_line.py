@@ -44,7 +44,7 @@ def refusal(parse, *arguments):
             ["--config=configs/digit.py"],
             "--config=configs/digit.py does not exist. Did you mean --config=configs/digits.py? ",
         ),
-        (["--config", "digits"], "=digits does not exist. Did you mean --config=configs/digits.py"),
+        (["--config", "digit"], "=digit does not exist. Did you mean --config=configs/digits.py"),
         (["--config=qqq.py"], "--config=qqq.py does not exist. There are\n"),
         (["--config=configs"], "--config=configs is a folder."),
         (
@@ -119,3 +119,16 @@ def test_correct_flags_pass(parse):
     values = parse("--config=configs/digits.py", "--config.solver.forward.max_steps=3")
     assert values.config.solver.forward.max_steps == 3
     assert parse(config_required=False).config is None
+
+
+def test_a_name_means_the_config_of_that_name(parse):
+    for given in ("digits", "configs/digits.py"):
+        values = parse(f"--config={given}", "--config.train.epochs=3")
+        assert values["config"].value.name == "digits"
+        assert values["config"].value.train.epochs == 3
+
+
+def test_outside_the_repository_the_configs_are_those_of_the_package(tmp_path):
+    folder = command_line.config_folder(str(tmp_path / "bin" / "mdeq-train"))
+    assert folder == ROOT / "mdeq_jax" / "configs" and (folder / "default.py").is_file()
+    assert command_line.config_folder(str(ROOT / "train.py")) == ROOT / "configs"

@@ -1,0 +1,82 @@
+"""Evaluates a checkpoint: `python eval.py --config=configs/digits.py`."""
+
+from mdeq_jax.extras import require_extra
+
+require_extra("train", "mdeq_jax.eval", ("absl", "ml_collections"))
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+
+from mdeq_jax import training
+from mdeq_jax.engine.writers import finite
+from mdeq_jax.runtime import command_line
+from mdeq_jax.runtime.compilation import (
+    choose_convolutions,
+    choose_loop_graphs,
+    keep_compiled_programs,
+)
+
+_CONFIG = command_line.define_config()
+_WORKDIR = command_line.define_path(
+    "workdir", "Directory that was trained or converted; default: runs/NAME of the config."
+)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "'latest', 'best', or a step.")
+_SWEEP_STEPS = flags.DEFINE_list(
+    "sweep_steps", None, "Evaluate with each of these forward solver steps; WORKDIR/sweep.png."
+)
+flags.register_validator(
+    "sweep_steps",
+    lambda steps: all(step.strip().isdigit() for step in steps or ()),
+    "must be whole numbers, e.g. 1,2,5,10,20.",
+)
+_PREDICT = command_line.define_path(
+    "predict",
+    "Predict instead of evaluating. Classification: the class of each JPEG and PNG file in this "
+    "folder, in WORKDIR/predictions.csv. Segmentation: pictures of a folder or a video, in "
+    "WORKDIR/predictions/.",
+)
+_SAVE_PREDICTIONS = command_line.define_path(
+    "save_predictions", "Segmentation: write pictures of the evaluation split to this folder."
+)
+_SPLIT = command_line.define_path(
+    "split",
+    "Evaluate on this split of the data set, e.g. train or test; of image_folder, on this folder.",
+)
+_CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    choose_convolutions()
+    choose_loop_graphs()
+    keep_compiled_programs(_CACHE.value)
+    config, checkpoint = _CONFIG.value, _CHECKPOINT.value
+    if _SPLIT.value is not None:
+        config.data.eval_split = _SPLIT.value
+    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    try:
+        if _PREDICT.value is not None:
+            print(training.predict(config, workdir, _PREDICT.value, checkpoint=checkpoint))
+            return
+        if _SAVE_PREDICTIONS.value is not None:
+            folder = _SAVE_PREDICTIONS.value
+            metrics = training.save_predictions(config, workdir, folder, checkpoint=checkpoint)
+        else:
+            steps = [int(number) for number in _SWEEP_STEPS.value or ()]
+            metrics = training.evaluate(config, workdir, checkpoint=checkpoint, sweep_steps=steps)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(json.dumps(finite(metrics), indent=2))
+
+
+def run():
+    """Parses the command line and evaluates."""
+    flags.mark_flags_as_mutual_exclusive(["predict", "save_predictions", "sweep_steps"])
+    command_line.run(main, __name__)
+
+
+if __name__ == "__main__":
+    run()
