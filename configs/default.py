@@ -13,7 +13,7 @@ when the run starts. The command line cannot set a number back to `None`: write 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from configs.fields.models import MODEL_FIELDS
+from mdeq_jax.configs.fields.models import MODEL_FIELDS
 
 
 def _solver(max_steps: int) -> ml_collections.ConfigDict:
