@@ -118,8 +118,13 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
     )
     config.data = ml_collections.ConfigDict(
         dict(
-            name="digits",  # or "cifar10", "imagenet2012", "image_folder", "cityscapes", "camvid"
-            data_dir="",  # TFDS sets: the folder that holds NAME/VERSION; else the set's own folder
+            # Images: "digits", "cifar10", "imagenet2012", "image_folder", "cityscapes", "camvid",
+            # "image_label_folder". Text: "pydoc", "text_file", "wikitext103", "enwik8", "text8",
+            # "tfds_text".
+            name="digits",
+            # TFDS sets: the folder that holds NAME/VERSION; text_file: the file; else the set's own
+            # folder
+            data_dir="",
             image_size=(8, 8),  # height, width of a training image
             augment=False,  # the set's usual random transforms of training images
             rand_augment=0,  # classification: random operations after those (RandAugment)
@@ -132,6 +137,12 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
             eval_image_size=placeholder(tuple),  # segmentation: whole images are padded to this
             base_size=placeholder(int),  # segmentation: longer side at scale 1; None: the set's
             scale_factor=placeholder(int),  # segmentation: scale 0.5 + k/10, k to this; None: 16
+            unit=placeholder(str),  # text: "word" or "character"; None: the set's usual
+            segment_length=placeholder(int),  # text: tokens of a training segment; None: 64
+            eval_segment_length=placeholder(int),  # text: in evaluation; None: as in training
+            train_split=placeholder(str),  # wikitext103, tfds_text: None: "train"
+            tfds_name=placeholder(str),  # tfds_text: name of the set, with its config
+            tfds_feature=placeholder(str),  # tfds_text: feature with the text; None: "text"
         )
     )
     config.init = ml_collections.ConfigDict(

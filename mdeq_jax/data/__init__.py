@@ -21,10 +21,17 @@ from mdeq_jax.data.sets import (
     cifar10,
     cityscapes,
     digits,
+    enwik8,
     image_folder,
     image_label_folder,
     imagenet2012,
+    pydoc,
+    text8,
+    text_file,
+    tfds_text,
+    wikitext103,
 )
+from mdeq_jax.data.text.vocabulary import Vocabulary, load_vocabulary
 from mdeq_jax.data.vision.label_classes import LabelClass
 
 __all__ = [
@@ -38,8 +45,10 @@ __all__ = [
     "Skipped",
     "Split",
     "TrainLoader",
+    "Vocabulary",
     "check_optional_fields",
     "load_dataset",
+    "load_vocabulary",
     "read_class_table",
     "shard_batch",
 ]
@@ -54,6 +63,12 @@ DATASETS: dict[str, Callable[[ConfigDict], Dataset]] = {
     "image_label_folder": image_label_folder.load,
     "cityscapes": cityscapes.load,
     "camvid": camvid.load,
+    "wikitext103": wikitext103.load,
+    "enwik8": enwik8.load,
+    "text8": text8.load,
+    "text_file": text_file.load,
+    "tfds_text": tfds_text.load,
+    "pydoc": pydoc.load,
 }
 # The classes of each segmentation data set, with the colours that pictures draw them in; or the
 # function that reads them, given `config.data`.

@@ -1,10 +1,13 @@
 """The interface between data sets and loaders: two splits that make batches, and their metadata."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from ml_collections import ConfigDict
+
+from mdeq_jax.data.text.vocabulary import Vocabulary
 
 IGNORE_LABEL = 255  # of a pixel that neither the loss nor a metric counts
 
@@ -17,10 +20,16 @@ OPTIONAL_FIELDS = (
     "convert_to_rgb",
     "crop_fraction",
     "eval_image_size",
+    "eval_segment_length",
     "eval_split",
     "rand_augment",
     "rand_augment_magnitude",
     "scale_factor",
+    "segment_length",
+    "tfds_feature",
+    "tfds_name",
+    "train_split",
+    "unit",
 )
 
 
@@ -65,6 +74,47 @@ class Split(Protocol):
         ...
 
 
+class Order(Protocol):
+    """The batches of a split that is read in order.
+
+    Attributes:
+        num_steps: batches of a pass over the split.
+        identity: settings that a saved position is only valid for, JSON-serialisable.
+    """
+
+    @property
+    def num_steps(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See the class."""
+        ...
+
+    def make_batch(
+        self, step: int, rows: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], list[Skipped]]:
+        """Returns rows of the batch `step` of a pass, with "mask" `[b]`, and the skipped ones."""
+        ...
+
+
+@runtime_checkable
+class InOrderSplit(Protocol):
+    """A split whose row r of a batch continues row r of the batch before. It is never shuffled."""
+
+    def columns(self, batch_size: int) -> Order:
+        """Returns the batches of a pass.
+
+        Args:
+            batch_size: rows over all processes.
+
+        Raises:
+            ValueError: the split is too short for so many rows.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set with its training and its evaluation split.
@@ -79,6 +129,8 @@ class Dataset:
         image_size: height and width of a training image; None without images.
         mean: RGB, subtracted from pixels in [0, 1]; None without images.
         std: RGB, divides pixels in [0, 1]; None without images.
+        vocabulary: the tokens of a text; None for others.
+        notes: lines for the log on what was read.
     """
 
     name: str
@@ -89,6 +141,22 @@ class Dataset:
     image_size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    vocabulary: Vocabulary | None = None
+    notes: tuple[str, ...] = ()
+
+    def check_workdir(self, workdir: str | Path) -> None:
+        """Refuses a work directory whose weights do not fit these data.
+
+        Raises:
+            ValueError: it was trained with another vocabulary.
+        """
+        if self.vocabulary is not None:
+            self.vocabulary.check(workdir)
+
+    def save_to(self, workdir: str | Path) -> None:
+        """Writes what a later run needs to know of these data; nothing for most data sets."""
+        if self.vocabulary is not None:
+            self.vocabulary.save(workdir)
 
     @property
     def num_classes(self) -> int:

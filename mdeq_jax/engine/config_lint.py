@@ -28,6 +28,7 @@ DEFAULTS = {
     "model.head_channels": (8, 16),
     "model.final_channels": 200,
     "model.final_conv_kernel": 1,
+    "data.augment": False,
     "data.base_size": None,
     "data.data_dir": "",
     "data.num_workers": 0,

@@ -55,6 +55,9 @@ def evaluate(
     variables, step = load_checkpoint(config, workdir, model, checkpoint)
     dataset = load_dataset(config.data)
     task.check_data(dataset)
+    dataset.check_workdir(workdir)
+    for line in dataset.notes:
+        log(line)
     for line in unused_settings(config, training=False):
         log(f"Note: {line}")
     evaluator, replicated = Evaluator(model, task, dataset, config), devices.replicate(variables)

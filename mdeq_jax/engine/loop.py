@@ -58,6 +58,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     model, task = build_model(config), build_task(config)
     dataset = load_dataset(config.data)
     task.check_data(dataset)
+    dataset.check_workdir(workdir)
     loader = _train_loader(config, dataset)
     num_steps = round(config.train.epochs * loader.steps_per_epoch)
     optimizer = build_optimizer(config.train, num_steps)
@@ -72,6 +73,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         flag = stack.enter_context(InterruptFlag())
         state = _start(config, workdir, state, loader, checkpoints, num_steps)
         write_config(workdir, config)
+        if hosts.is_primary():
+            dataset.save_to(workdir)
         run = TrainingRun(
             config, workdir, num_steps, loader, task, optimizer, evaluator, checkpoints, best
         )
@@ -113,6 +116,8 @@ def _announce(
         f"{dataset.num_eval:,} evaluation {task.example_noun}, {num_steps:,} steps of "
         f"{config.train.batch_size} on {on}; results in {workdir}"
     )
+    for line in dataset.notes:
+        log(line)
     for line in unused_settings(config, training=True):
         log(f"Note: {line}")
     if config.train.pretrain_steps >= num_steps:

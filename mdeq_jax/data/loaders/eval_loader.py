@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mdeq_jax.data.dataset import Dataset
-from mdeq_jax.data.loaders.sampling import EvalBatches, Shard
+from mdeq_jax.data.loaders.sampling import Shard, eval_batches
 from mdeq_jax.data.loaders.skip_report import SkipReport
 from mdeq_jax.data.loaders.workers import map_steps, usable_workers
 
@@ -16,7 +16,7 @@ class EvalLoader:
 
     A batch has the entry "mask", float32 `[b]`: 1 for an example, 0 for padding and for a skipped
     example. Every process sees the same number of batches, so collectives over devices match.
-    Each `iter` starts again.
+    Each `iter` starts again. A split that is read in order makes its batches itself.
     """
 
     def __init__(
@@ -29,8 +29,8 @@ class EvalLoader:
     ):
         """Creates a loader. Arguments and errors are those of `TrainLoader`."""
         shard = Shard(batch_size, process_index, process_count)
-        self._make_batch = EvalBatches(dataset.eval, shard)
-        self._num_steps = -(-dataset.num_eval // batch_size)
+        self._make_batch = eval_batches(dataset.eval, shard)
+        self._num_steps = self._make_batch.num_steps
         self._num_workers = usable_workers(num_workers, dataset.eval, dataset.name)
         self._report = SkipReport(f"{dataset.name} (evaluation)")
 

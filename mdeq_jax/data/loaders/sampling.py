@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+from typing import Any, Protocol
 
 import numpy as np
 from einops import rearrange
 
-from mdeq_jax.data.dataset import ORDER_STREAM, Skipped, Split
+from mdeq_jax.data.dataset import ORDER_STREAM, InOrderSplit, Order, Skipped, Split
 
 
 @functools.lru_cache(maxsize=2)
@@ -44,13 +45,41 @@ class Shard:
 
     def indices(self, step: int) -> np.ndarray:
         """Returns this process's part of `[step * batch_size, (step + 1) * batch_size)`."""
+        return step * self.batch_size + self.rows
+
+    @property
+    def rows(self) -> np.ndarray:
+        """This process's rows of a global batch."""
         local = self.batch_size // self.process_count
-        return step * self.batch_size + self.process_index * local + np.arange(local)
+        return self.process_index * local + np.arange(local)
+
+
+class Batches(Protocol):
+    """Makes the batch of a step. It is picklable, because workers receive a copy.
+
+    Attributes:
+        num_steps: batches of a pass over the split.
+        identity: settings that a saved position is only valid for.
+    """
+
+    @property
+    def num_steps(self) -> int:
+        """See the class."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See the class."""
+        ...
+
+    def __call__(self, step: int) -> tuple[dict[str, np.ndarray], list[Skipped]]:
+        """Returns batch number `step` and the examples that it skipped."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
-    """Makes the training batch of a step. It is picklable, because workers receive a copy.
+    """Makes shuffled training batches. See `Batches`.
 
     Attributes:
         split: the training split.
@@ -62,16 +91,26 @@ class TrainBatches:
     shard: Shard
     seed: int
 
+    @property
+    def num_steps(self) -> int:
+        """Batches of an epoch."""
+        return len(self.split) // self.shard.batch_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The order is that of the loader's own settings."""
+        return {}
+
     def __call__(self, step: int) -> tuple[dict[str, np.ndarray], list[Skipped]]:
         """Returns batch number `step` and the examples that it skipped."""
-        epoch, step = divmod(step, len(self.split) // self.shard.batch_size)
+        epoch, step = divmod(step, self.num_steps)
         order = epoch_order(len(self.split), self.seed, epoch)
         return self.split.make_batch(order[self.shard.indices(step)], (self.seed, epoch))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-    """Makes the evaluation batch of a step. It is picklable, because workers receive a copy.
+    """Makes evaluation batches, padded at the end. See `Batches`.
 
     Attributes:
         split: the evaluation split.
@@ -81,6 +120,16 @@ class EvalBatches:
     split: Split
     shard: Shard
 
+    @property
+    def num_steps(self) -> int:
+        """Batches of the split, the last one padded."""
+        return -(-len(self.split) // self.shard.batch_size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """An evaluation is never resumed."""
+        return {}
+
     def __call__(self, step: int) -> tuple[dict[str, np.ndarray], list[Skipped]]:
         """Returns batch number `step`, with its mask, and the examples that it skipped."""
         indices = self.shard.indices(step)
@@ -89,6 +138,47 @@ class EvalBatches:
         batch, skipped = self.split.make_batch(np.minimum(indices, len(self.split) - 1), (0, 0))
         mask[[position for position, _ in skipped]] = 0
         return {**batch, "mask": mask}, skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class InOrderBatches:
+    """Makes the batches of a split that is read in order, pass after pass. See `Batches`.
+
+    Attributes:
+        order: of the split.
+        rows: this process's rows of each batch.
+    """
+
+    order: Order
+    rows: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of a pass."""
+        return self.order.num_steps
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Of the order."""
+        return self.order.identity
+
+    def __call__(self, step: int) -> tuple[dict[str, np.ndarray], list[Skipped]]:
+        """Returns batch number `step` and the examples that it skipped."""
+        return self.order.make_batch(step % self.num_steps, self.rows)
+
+
+def train_batches(split: Split, shard: Shard, seed: int) -> Batches:
+    """Returns the training batches of a split: in its own order if it has one, else shuffled."""
+    if isinstance(split, InOrderSplit):
+        return InOrderBatches(split.columns(shard.batch_size), shard.rows)
+    return TrainBatches(split, shard, seed)
+
+
+def eval_batches(split: Split, shard: Shard) -> Batches:
+    """Returns the evaluation batches of a split: in its own order if it has one."""
+    if isinstance(split, InOrderSplit):
+        return InOrderBatches(split.columns(shard.batch_size), shard.rows)
+    return EvalBatches(split, shard)
 
 
 def shard_batch(batch: dict[str, np.ndarray], num_devices: int) -> dict[str, np.ndarray]:

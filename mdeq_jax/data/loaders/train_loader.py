@@ -7,13 +7,13 @@ from typing import Self
 import numpy as np
 
 from mdeq_jax.data.dataset import Dataset
-from mdeq_jax.data.loaders.sampling import Shard, TrainBatches
+from mdeq_jax.data.loaders.sampling import Shard, train_batches
 from mdeq_jax.data.loaders.skip_report import SkipReport
 from mdeq_jax.data.loaders.workers import map_steps, usable_workers
 
 
 class TrainLoader:
-    """Endless batches of the training split, reshuffled each epoch.
+    """Endless batches of the training split, reshuffled each epoch or in the split's own order.
 
     Global batch k is a slice of the order of epoch k // steps_per_epoch. Process p makes slice p of
     that batch. The batches therefore depend on (seed, k) alone, not on the number of processes and
@@ -23,7 +23,7 @@ class TrainLoader:
     order, so it omits other examples.
 
     Attributes:
-        steps_per_epoch: num_train // batch_size.
+        steps_per_epoch: num_train // batch_size, or the segments of a split that is read in order.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class TrainLoader:
                 than the data set.
         """
         shard = Shard(batch_size, process_index, process_count)
+        self._make_batch = train_batches(dataset.train, shard, seed)
         if batch_size > dataset.num_train:
             raise ValueError(
                 f"batch_size is {batch_size}, but {dataset.name} has only {dataset.num_train} "
                 "training examples: lower config.train.batch_size."
             )
-        self.steps_per_epoch = dataset.num_train // batch_size
-        self._make_batch = TrainBatches(dataset.train, shard, seed)
+        self.steps_per_epoch = self._make_batch.num_steps
         self._num_workers = usable_workers(num_workers, dataset.train, dataset.name)
         self._report = SkipReport(f"{dataset.name} (train)")
         self._step = 0
@@ -68,6 +68,7 @@ class TrainLoader:
             "num_train": dataset.num_train,
             "batch_size": batch_size,
             "seed": seed,
+            **self._make_batch.identity,
         }
 
     @property

@@ -1,0 +1,1 @@
+"""Text: reading, vocabularies, and streams of tokens that are loaded in order."""
