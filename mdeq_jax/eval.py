@@ -5,12 +5,14 @@ from mdeq_jax.extras import require_extra
 require_extra("train", "mdeq_jax.eval", ("absl", "ml_collections"))
 
 import json
+import re
 import sys
 from pathlib import Path
 
 from absl import flags, logging
 
-from mdeq_jax import training
+from mdeq_jax import pretrained, training
+from mdeq_jax.engine import saved_config
 from mdeq_jax.engine.writers import finite
 from mdeq_jax.runtime import command_line
 from mdeq_jax.runtime.compilation import (
@@ -41,11 +43,30 @@ _PREDICT = command_line.define_path(
 _SAVE_PREDICTIONS = command_line.define_path(
     "save_predictions", "Segmentation: write pictures of the evaluation split to this folder."
 )
+_PRETRAINED = flags.DEFINE_string(
+    "pretrained",
+    None,
+    "Folder of mdeq_jax.pretrained.save, or USER/MODEL on the Hugging Face hub, instead of "
+    "--workdir; its own config is used unless --config is given.",
+)
 _SPLIT = command_line.define_path(
     "split",
     "Evaluate on this split of the data set, e.g. train or test; of image_folder, on this folder.",
 )
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
+
+
+def _with_pretrained(argv: list[str]) -> list[str]:
+    """`argv` with the folder of `--pretrained`, downloaded if need be, and with its config."""
+    for i, argument in enumerate(argv):
+        name, _, source = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "pretrained" and source:
+            # What eval.py writes, such as sweep.png, goes to the folder too.
+            folder = pretrained.resolve(source, local_dir=f"runs/{source.replace('/', '--')}")
+            argv = [*argv[:i], f"--pretrained={folder}", *argv[i + 1 :]]
+            if not any(re.match(r"--?config(=|$)", other) for other in argv):
+                argv.insert(1, f"--config={saved_config.__file__}:{folder}")
+    return argv
 
 
 def main(_):
@@ -56,7 +77,7 @@ def main(_):
     config, checkpoint = _CONFIG.value, _CHECKPOINT.value
     if _SPLIT.value is not None:
         config.data.eval_split = _SPLIT.value
-    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    workdir = Path(_PRETRAINED.value or _WORKDIR.value or f"runs/{config.name}")
     try:
         if _PREDICT.value is not None:
             print(training.predict(config, workdir, _PREDICT.value, checkpoint=checkpoint))
@@ -75,7 +96,8 @@ def main(_):
 def run():
     """Parses the command line and evaluates."""
     flags.mark_flags_as_mutual_exclusive(["predict", "save_predictions", "sweep_steps"])
-    command_line.run(main, __name__)
+    flags.mark_flags_as_mutual_exclusive(["pretrained", "workdir"])
+    command_line.run(main, __name__, prepare=_with_pretrained)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "mdeq_jax"
 # A room imports only from floors below its own. `data` and `viz` import no other room except
 # `extras`.
 LAYOUT = [
-    {"extras", "tree", "hardware", "parallel"},
+    {"extras", "tree", "hardware", "parallel", "configs"},
     {"kernels"},
     {"solvers", "layers"},
     {"implicit"},
@@ -21,8 +21,8 @@ LAYOUT = [
     {"tasks", "convert", "runtime"},
     {"diagnostics"},
     {"engine"},
-    {"training"},  # re-exports the engine
-    {"train", "eval", "deploy", "convert_torch_weights"},
+    {"training", "pretrained"},  # `training` re-exports the engine
+    {"train", "eval", "deploy", "export", "convert_torch_weights"},
     {"scripts"},
 ]
 SCRIPTS = LAYOUT[-2]
@@ -109,7 +109,7 @@ def test_files_are_small(path):
     if path.parent == REPOSITORY:
         limit = 20  # calls `run` of the module of the same name
     elif path.parent == PACKAGE and path.stem in SCRIPTS:
-        limit = 100
+        limit = 110
     assert len(path.read_text().splitlines()) <= limit
 
 

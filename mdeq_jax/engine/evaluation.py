@@ -14,6 +14,7 @@ from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.engine.report import describe_evaluation
 from mdeq_jax.engine.state import variable_shapes
 from mdeq_jax.engine.validate import check_evaluation
+from mdeq_jax.engine.weights_file import WEIGHTS_FILE, read_weights
 from mdeq_jax.engine.workdir import check_architecture
 from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices
@@ -136,7 +137,8 @@ def load_checkpoint(
 
     Args:
         config: a config of the same architecture.
-        workdir: work directory.
+        workdir: work directory; or a folder of `mdeq_jax.pretrained.save`, which holds one
+            checkpoint only.
         model: of `build_model(config)`.
         checkpoint: "latest", "best", or a step.
 
@@ -146,6 +148,10 @@ def load_checkpoint(
     """
     if not (checkpoint in ("latest", "best") or checkpoint.isdigit()):
         raise ValueError(f"checkpoint must be 'latest', 'best' or a step; got {checkpoint!r}.")
+    like = variable_shapes(model, config)
+    if (workdir / WEIGHTS_FILE).is_file() and not (workdir / NEWEST).is_dir():
+        check_architecture(workdir, config)
+        return read_weights(workdir / WEIGHTS_FILE, like)
     folder = BEST if checkpoint == "best" else NEWEST
     if not (workdir / folder).is_dir():
         raise FileNotFoundError(
@@ -154,7 +160,6 @@ def load_checkpoint(
             "a directory where that was done."
         )
     check_architecture(workdir, config)
-    like = variable_shapes(model, config)
     with Checkpoints(workdir, folder=folder, write=False) as checkpoints:
         return checkpoints.restore_variables(
             like, int(checkpoint) if checkpoint.isdigit() else None

@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from mdeq_jax.engine.checkpoint import Checkpoints
+from mdeq_jax.engine.saved_config import set_fields
 from mdeq_jax.engine.state import TrainState, build_optimizer, make_state, variable_shapes
 from mdeq_jax.engine.workdir import (
     CONFIG_FILE,
@@ -122,19 +123,8 @@ def _config_of(source: Path, config: ConfigDict) -> ConfigDict:
     with source_config.unlocked():
         source_config.task = saved.get("task")
         for part in ("model", "data"):  # which decide the shapes of the network and of its inputs
-            _set_fields(source_config[part], saved[part])
+            set_fields(source_config[part], saved[part])
     return source_config
-
-
-def _set_fields(section: ConfigDict, saved: dict) -> None:
-    """Sets the fields of a section, and of its parts, to values that were read from JSON."""
-    for field, value in saved.items():
-        if isinstance(value, dict):
-            if field not in section:
-                section[field] = ConfigDict()
-            _set_fields(section[field], value)
-        else:
-            section[field] = tuple(value) if isinstance(value, list) else value
 
 
 def _part(leaves: dict, names: tuple[str, ...]) -> dict:

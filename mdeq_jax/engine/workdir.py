@@ -59,7 +59,10 @@ def check_architecture(workdir: Path, config: ConfigDict) -> None:
             `config.json`.
     """
     path = workdir / CONFIG_FILE
-    if not any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*")):
+    checkpoints = (workdir / "checkpoints").glob("*")
+    if not any(folder.name.isdigit() for folder in checkpoints) and not any(
+        workdir.glob("*.safetensors")
+    ):
         return  # a run that was stopped before it saved anything
     if not path.exists():
         raise ValueError(

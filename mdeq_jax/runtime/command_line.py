@@ -30,18 +30,31 @@ class _PathParser(flags.ArgumentParser):
         return "path"
 
 
-def run(main: Callable, module: str, *, config_required: bool = True) -> None:
+def run(
+    main: Callable,
+    module: str,
+    *,
+    config_required: bool = True,
+    prepare: Callable[[list[str]], list[str]] | None = None,
+) -> None:
     """Parses the command line and calls the `main` of a script.
 
     Args:
         main: takes the arguments that are left.
         module: name of the module that defines the flags and whose docstring `--help` prints.
         config_required: whether `--config` must be given.
+        prepare: changes the arguments before they are parsed; it may raise ValueError, OSError or
+            ImportError for one that cannot be used.
     """
     script: Any = sys.modules[module]
     sys.modules["__main__"].__doc__ = script.__doc__
     for flag in flags.FLAGS.get_key_flags_for_module(module):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    if prepare is not None:
+        try:
+            sys.argv = prepare(sys.argv)
+        except (ValueError, OSError, ImportError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
     app.run(main, flags_parser=partial(parse_flags, config_required=config_required))
 
 

@@ -94,12 +94,15 @@ class Task(abc.ABC):
             checkpoint.
         own_fields: fields of the config that only this task reads, "part.field", with the value at
             which they have no effect. Other tasks refuse another value.
+        model_files: names of files of the work directory that a model is shared with, besides its
+            weights and its config.
     """
 
     name: ClassVar[str]
     example_noun: ClassVar[str] = "examples"
     metrics: tuple[Metric, ...]
     own_fields: ClassVar[dict[str, Any]] = {}
+    model_files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ConfigDict):
         self._config = config
