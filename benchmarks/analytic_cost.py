@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mdeq_jax.models.mdeq.build import PRECISIONS
 from mdeq_jax.models.mdeq.heads import BOTTLENECK_EXPANSION
+from mdeq_jax.models.precision import PRECISIONS
 
 CELL_PARTS = ("blocks", "fusion", "post-fusion")
 PARTS = ("stem", *CELL_PARTS, "head")

@@ -44,20 +44,25 @@ def _repmlp(**fields) -> ml_collections.ConfigDict:
     )
 
 
-def _repmlp_resnet() -> ml_collections.ConfigDict:
+def _repmlp_resnet(**fields) -> ml_collections.ConfigDict:
     return _repmlp(
         block="light",  # or "bottleneck", or "base" (ResNet-50's) of stages 2 and 3
         num_blocks=(3, 4, 6, 3),
         channels=(64, 256, 512, 1024, 2048),  # of the stem and of each stage
         bottleneck_reduction=(2, 4),  # bottleneck: of the RepMLPs in stages 2 and 3
+        **fields,
     )
+
+
+def _repmlp_segmenter() -> ml_collections.ConfigDict:
+    return _repmlp_resnet(final_conv_kernel=1)  # of the head
 
 
 def _repmlp_mlp() -> ml_collections.ConfigDict:
     return _repmlp(channels=(16, 32, 64), num_blocks=(2, 2, 2))
 
 
-def _repmlpnet() -> ml_collections.ConfigDict:
+def _repmlpnet(**fields) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             name="",
@@ -73,8 +78,13 @@ def _repmlpnet() -> ml_collections.ConfigDict:
             ffn_expansion=4,
             num_classes=1000,
             deployed=False,  # the merged form, as deploy.py writes it
+            **fields,
         )
     )
+
+
+def _repmlpnet_segmenter() -> ml_collections.ConfigDict:
+    return _repmlpnet(final_conv_kernel=1)  # of the head
 
 
 def _transformer() -> ml_collections.ConfigDict:
@@ -134,7 +144,9 @@ MODEL_FIELDS = {
     "mdeq_segmenter": _mdeq,
     "repmlp_mlp": _repmlp_mlp,
     "repmlp_resnet": _repmlp_resnet,
+    "repmlp_segmenter": _repmlp_segmenter,
     "repmlpnet": _repmlpnet,
+    "repmlpnet_segmenter": _repmlpnet_segmenter,
     "deq_transformer": _transformer,
     "transformer": _transformer,
     "deq_trellisnet": _trellisnet,

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def deploy_workdir(
     merged, deployed = deploy(variables, config)
     batches = list(_batches(config, task, max_batches))
     forms = (model, variables), (build_model(deployed), merged)
-    (before, slow), (after, fast) = (_run(*form, batches) for form in forms)
+    (before, slow), (after, fast) = (_run(task, *form, batches) for form in forms)
     save_variables(merged, deployed, output)
     counts = [sum(x.size for x in jax.tree.leaves(v["params"])) for _, v in forms]
     difference = max(np.abs(a - b).max() for a, b in zip(before, after))
@@ -80,9 +81,11 @@ def _batches(config: ConfigDict, task: Task, most: int) -> Iterator[Any]:
             yield jax.tree.map(lambda x, keep=keep: x[keep], task.inputs(batch))
 
 
-def _run(model: nn.Module, variables: dict, batches: list) -> tuple[list[np.ndarray], float]:
+def _run(
+    task: Task, model: nn.Module, variables: dict, batches: list
+) -> tuple[list[np.ndarray], float]:
     """The outputs of each batch, and the seconds an example takes, without compiling."""
-    apply: Any = jax.jit(model.apply)
+    apply = jax.jit(partial(task.infer, model))
     variables = jax.device_put(variables)
     outputs = [np.asarray(apply(variables, inputs).logits) for inputs in batches]
     seconds = []

@@ -12,7 +12,9 @@ from mdeq_jax.models.mdeq.cell import CellInput, CellSpec, MDEQCell, apply_cell
 from mdeq_jax.models.mdeq.network import MDEQ
 from mdeq_jax.models.output import ForwardOptions, ModelOutput
 from mdeq_jax.models.repmlp.build import MLP, RESNET
+from mdeq_jax.models.repmlp.build import SEGMENTER as RESNET_SEGMENTER
 from mdeq_jax.models.repmlpnet.build import REPMLPNET
+from mdeq_jax.models.repmlpnet.build import SEGMENTER as REPMLPNET_SEGMENTER
 from mdeq_jax.models.trellisnet.build import DEQ_TRELLISNET
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ MODELS: dict[str, Family] = {
     "mdeq_segmenter": SEGMENTER,
     "repmlp_mlp": MLP,
     "repmlp_resnet": RESNET,
+    "repmlp_segmenter": RESNET_SEGMENTER,
     "repmlpnet": REPMLPNET,
+    "repmlpnet_segmenter": REPMLPNET_SEGMENTER,
     "deq_transformer": DEQ_TRANSFORMER,
     "transformer": TRANSFORMER,
     "deq_trellisnet": DEQ_TRELLISNET,
@@ -93,7 +97,7 @@ def deploy(
 
     Raises:
         ValueError: the family has no merged form, the network is deployed already, or the variables
-            do not fit the config.
+            are not those of the config's network.
     """
     family = family_of(config)
     if family.deploy is None:
@@ -102,4 +106,4 @@ def deploy(
             f"model.name={config.model.name!r} has no merged form; these have one: {choices}."
         )
     family.validate(config)
-    return family.deploy(variables, config, dtype=dtype)
+    return family.deploy(variables, config, family.build(config), dtype)

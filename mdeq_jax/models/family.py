@@ -19,6 +19,11 @@ def _no_multiple(config: "ConfigDict") -> int:
     return 1
 
 
+def _any_size(config: "ConfigDict") -> tuple[int, int] | None:
+    del config
+    return None
+
+
 def _no_notes(config: "ConfigDict", training: bool) -> list[str]:
     del config, training
     return []
@@ -44,10 +49,12 @@ class Family(NamedTuple):
         has_equilibrium: whether the model solves for a fixed point. Without one, the settings of
             solvers, gradient and Jacobian loss have no effect.
         input_multiple: config to the number that the sides of an input must be multiples of.
+        input_size: config to the height and width that every input must have; None: the sides may
+            be any such multiples.
         notes: `(config, training)` to lines on what a user of these settings should know; they are
             printed when a run starts.
-        deploy: `(variables, config, *, dtype=None)` of a trained network to those of its merged
-            form, which computes the same with less; None: there is no such form.
+        deploy: `(variables, config, model, dtype)` of a trained network to the variables and config
+            of its merged form, which computes the same with less; None: there is no such form.
     """
 
     build: Callable[["ConfigDict"], nn.Module]
@@ -59,6 +66,7 @@ class Family(NamedTuple):
     transfer_fields: tuple[str, ...] = ()
     has_equilibrium: bool = True
     input_multiple: Callable[["ConfigDict"], int] = _no_multiple
+    input_size: Callable[["ConfigDict"], tuple[int, int] | None] = _any_size
     notes: Callable[["ConfigDict", bool], list[str]] = _no_notes
     deploy: Callable[..., tuple[dict, "ConfigDict"]] | None = None
 

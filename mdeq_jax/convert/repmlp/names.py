@@ -153,12 +153,12 @@ def repmlpnet_table(config) -> list[Entry]:
     """
     model = config.model
     shape = (model.channels[0], 3, model.patch_size)
-    entries = [*_conv_norm("conv_embedding", ("embed",), shape, False)]
+    entries = [*_conv_norm("conv_embedding", ("backbone", "embed"), shape, False)]
     for i, depth in enumerate(model.num_blocks):
         for j in range(depth):
-            entries += _unit(f"stages.{i}.{j}", (f"stage{i}_{j}",), model, i)
+            entries += _unit(f"stages.{i}.{j}", ("backbone", f"stage{i}_{j}"), model, i)
     for i, shape in enumerate(zip(model.channels[1:], model.channels)):
-        entries += _conv_norm(f"embeds.{i}", (f"embed{i}",), (*shape, 2), False)
+        entries += _conv_norm(f"embeds.{i}", ("backbone", f"embed{i}"), (*shape, 2), False)
     channels = model.channels[-1]
     entries += batch_norm_entries("head_norm", ("head_norm",), channels)
     return [*entries, *linear_entries("head", ("linear",), model.num_classes, channels)]

@@ -9,7 +9,7 @@ from mdeq_jax.models.deq_transformer.cell import CellSpec, TransformerCell
 from mdeq_jax.models.deq_transformer.network import DEQTransformer
 from mdeq_jax.models.deq_transformer.validate import WHERE, known_size, validate
 from mdeq_jax.models.family import Family
-from mdeq_jax.models.mdeq.validate import PRECISIONS
+from mdeq_jax.models.precision import PRECISIONS
 from mdeq_jax.solvers import build_solver
 
 if TYPE_CHECKING:

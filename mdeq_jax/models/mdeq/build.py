@@ -8,21 +8,22 @@ from mdeq_jax.implicit import build_gradient
 from mdeq_jax.layers import BatchNorm
 from mdeq_jax.models.family import Family
 from mdeq_jax.models.mdeq.cell import CellSpec, MDEQCell
-from mdeq_jax.models.mdeq.heads import ClassificationHead, SegmentationHead, Stem
+from mdeq_jax.models.mdeq.heads import ClassificationHead, Stem
 from mdeq_jax.models.mdeq.network import MDEQ
 from mdeq_jax.models.mdeq.validate import (
-    PRECISIONS,
     image_multiple,
     validate_classifier,
     validate_segmenter,
 )
+from mdeq_jax.models.precision import PRECISIONS
+from mdeq_jax.models.segmentation import SEGMENTER_MOMENTUM, SegmentationHead
 from mdeq_jax.solvers import build_solver
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# The original's momenta, as Flax counts them: the weight of the old statistics.
-CLASSIFIER_MOMENTUM, SEGMENTER_MOMENTUM = 0.9, 0.99
+# The original's momentum, as Flax counts it: the weight of the old statistics.
+CLASSIFIER_MOMENTUM = 0.9
 
 
 def build_classifier(config: "ConfigDict") -> MDEQ:

@@ -1,29 +1,15 @@
-"""The parts of an MDEQ outside the equilibrium: stem with input injection, and the two heads."""
+"""The parts of an MDEQ classifier outside the equilibrium: stem with injection, and head."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdeq_jax.layers import BatchNorm, Conv, resize_bilinear, torch_uniform
+from mdeq_jax.layers import BatchNorm, Conv, ConvBNReLU, linear
 from mdeq_jax.models.mdeq.cell import Scales
 
 BOTTLENECK_EXPANSION = 4
-
-
-class _ConvBNReLU(nn.Module):
-    """Convolution, batch norm, ReLU."""
-
-    features: int
-    size: int
-    norm: BatchNorm
-    stride: int = 1
-    use_bias: bool = False
-    dtype: jnp.dtype | None = None
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = Conv(self.features, self.size, self.stride, self.use_bias, self.dtype, name="conv")(x)
-        return nn.relu(self.norm.copy(name="norm")(x, train=train))
 
 
 class Stem(nn.Module):
@@ -48,11 +34,11 @@ class Stem(nn.Module):
         def layers(stem, x):
             for i in range(max(2, stem.downsample_times)):
                 stride = 2 if i < stem.downsample_times else 1
-                x = _ConvBNReLU(
+                x = ConvBNReLU(
                     stem.features, 3, stem.norm, stride, dtype=stem.dtype, name=f"conv{i}"
                 )(x, train)
             if stem.inject:
-                x = _ConvBNReLU(stem.features, 1, stem.norm, dtype=stem.dtype, name="injection")(
+                x = ConvBNReLU(stem.features, 1, stem.norm, dtype=stem.dtype, name="injection")(
                     x, train
                 )
             return x
@@ -98,46 +84,17 @@ class ClassificationHead(nn.Module):
     @nn.compact
     def __call__(self, z: Scales, *, train: bool) -> jax.Array:
         """The logits, in float32 or better."""
-        y = None
+        y: Any = None
         for i, (z_i, width) in enumerate(zip(z, self.head_channels)):
             raised = _Bottleneck(width, self.norm, self.dtype, name=f"bottleneck{i}")(z_i, train)
             if y is not None:
-                down = _ConvBNReLU(
+                down = ConvBNReLU(
                     raised.shape[-1], 3, self.norm, 2, True, self.dtype, name=f"down{i - 1}"
                 )
                 raised = raised + down(y, train)
             y = raised
-        y = _ConvBNReLU(
+        y = ConvBNReLU(
             self.final_channels, 1, self.norm, use_bias=True, dtype=self.dtype, name="final"
         )(y, train)
         y = jnp.mean(y.astype(jnp.promote_types(y.dtype, jnp.float32)), axis=(1, 2))
-        uniform = torch_uniform(self.final_channels)
-        return nn.Dense(
-            self.num_classes, kernel_init=uniform, bias_init=uniform, name="classifier"
-        )(y)
-
-
-class SegmentationHead(nn.Module):
-    """Scales to pixel logits `[B, H_0, W_0, num_classes]` at the highest resolution."""
-
-    final_conv_kernel: int
-    num_classes: int
-    norm: BatchNorm
-    dtype: jnp.dtype | None = None
-
-    @nn.compact
-    def __call__(self, z: Scales, *, train: bool) -> jax.Array:
-        """The logits, in float32 or better."""
-        size = z[0].shape[1:3]
-        y = jnp.concatenate([resize_bilinear(z_i, size) for z_i in z], axis=-1)
-        y = _ConvBNReLU(y.shape[-1], 1, self.norm, use_bias=True, dtype=self.dtype, name="mix")(
-            y, train
-        )
-        y = Conv(
-            self.num_classes,
-            self.final_conv_kernel,
-            use_bias=True,
-            dtype=self.dtype,
-            name="classifier",
-        )(y)
-        return y.astype(jnp.promote_types(y.dtype, jnp.float32))
+        return linear(self.final_channels, self.num_classes, name="classifier")(y)

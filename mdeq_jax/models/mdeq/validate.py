@@ -2,15 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
-
 from mdeq_jax import hardware
+from mdeq_jax.models.precision import PRECISIONS
+from mdeq_jax.models.segmentation import check_final_conv_kernel
 from mdeq_jax.solvers.options import check_choice
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 def validate_classifier(config: "ConfigDict") -> None:
@@ -41,6 +39,7 @@ def _validate(config: "ConfigDict", per_scale: tuple[str, ...]) -> None:
         )
     _check_scales(config.model, per_scale)
     _check_numbers(config.model)
+    check_final_conv_kernel(config)
     if config.data.image_size is not None:
         height, width = config.data.image_size
         model = config.model
@@ -82,10 +81,6 @@ def _check_scales(model: "ConfigDict", per_scale: tuple[str, ...]) -> None:
 
 
 def _check_numbers(model: "ConfigDict") -> None:
-    if model.final_conv_kernel not in (1, 3, 5):
-        raise ValueError(
-            f"model.final_conv_kernel must be 1, 3 or 5; got {model.final_conv_kernel}."
-        )
     if not 0 <= model.dropout < 1:
         raise ValueError(f"model.dropout must be in [0, 1); got {model.dropout}.")
     if model.num_classes < 1:

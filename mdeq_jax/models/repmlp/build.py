@@ -2,20 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
-
 from mdeq_jax.layers import BatchNorm
 from mdeq_jax.models.family import Family
+from mdeq_jax.models.precision import PRECISIONS
 from mdeq_jax.models.repmlp.blocks import BlockSpec
 from mdeq_jax.models.repmlp.deploy import deploy_repmlp
 from mdeq_jax.models.repmlp.mlp import PureMLP
 from mdeq_jax.models.repmlp.resnet import Backbone, RepMLPResNet
-from mdeq_jax.models.repmlp.validate import validate_mlp, validate_resnet
+from mdeq_jax.models.repmlp.validate import validate_mlp, validate_resnet, validate_segmenter
+from mdeq_jax.models.segmentation import BackboneSegmenter, SegmentationHead
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 def batch_norm(config: "ConfigDict") -> BatchNorm:
@@ -23,15 +21,31 @@ def batch_norm(config: "ConfigDict") -> BatchNorm:
     return BatchNorm(sync=config.train.sync_batch_norm, parent=None)
 
 
-def compute_dtype(config: "ConfigDict") -> jnp.dtype | None:
-    """The type that a network computes in; None: that of its input and parameters."""
-    return _DTYPES[config.precision]
+def segmentation_head(config: "ConfigDict") -> SegmentationHead:
+    """The head of a segmenter; deploying leaves it as it is."""
+    model = config.model
+    return SegmentationHead(
+        model.final_conv_kernel,
+        model.num_classes,
+        batch_norm(config),
+        PRECISIONS[config.precision],
+        parent=None,
+    )
 
 
 def build_resnet(config: "ConfigDict") -> RepMLPResNet:
     """A RepMLP-ResNet with class logits `[B, num_classes]`."""
+    return RepMLPResNet(_backbone(config), config.model.num_classes)
+
+
+def build_segmenter(config: "ConfigDict") -> BackboneSegmenter:
+    """A RepMLP-ResNet with pixel logits `[B, H / 4, W / 4, num_classes]`."""
+    return BackboneSegmenter(_backbone(config), segmentation_head(config))
+
+
+def _backbone(config: "ConfigDict") -> Backbone:
     model = config.model
-    backbone = Backbone(
+    return Backbone(
         model.block,
         tuple(model.num_blocks),
         tuple(model.channels),
@@ -39,7 +53,6 @@ def build_resnet(config: "ConfigDict") -> RepMLPResNet:
         _spec(config),
         parent=None,
     )
-    return RepMLPResNet(backbone, model.num_classes)
 
 
 def build_mlp(config: "ConfigDict") -> PureMLP:
@@ -57,8 +70,14 @@ def _spec(config: "ConfigDict") -> BlockSpec:
         reduction=model.global_reduction,
         norm=batch_norm(config),
         merged=model.deployed,
-        dtype=compute_dtype(config),
+        dtype=PRECISIONS[config.precision],
     )
+
+
+def input_size(config: "ConfigDict") -> tuple[int, int] | None:
+    """The size of every input, because there are weights for each pixel position."""
+    size = config.data.image_size
+    return None if size is None else (size[0], size[1])
 
 
 def notes(config: "ConfigDict", training: bool) -> list[str]:
@@ -84,13 +103,29 @@ _FIELDS = (
     "deployed",
 )
 
+_RESNET_FIELDS = (*_FIELDS, "block", "bottleneck_reduction")
+
 RESNET = Family(
     build=build_resnet,
     validate=validate_resnet,
     task="classification",
-    architecture_fields=(*_FIELDS, "block", "bottleneck_reduction"),
+    architecture_fields=_RESNET_FIELDS,
     transferable=("backbone",),
+    transfer_fields=("partition",),
     has_equilibrium=False,
+    input_size=input_size,
+    notes=notes,
+    deploy=deploy_repmlp,
+)
+SEGMENTER = Family(
+    build=build_segmenter,
+    validate=validate_segmenter,
+    task="segmentation",
+    architecture_fields=(*_RESNET_FIELDS, "final_conv_kernel"),
+    transferable=("backbone",),
+    transfer_fields=("partition",),
+    has_equilibrium=False,
+    input_size=input_size,
     notes=notes,
     deploy=deploy_repmlp,
 )
@@ -100,6 +135,7 @@ MLP = Family(
     task="classification",
     architecture_fields=_FIELDS,
     has_equilibrium=False,
+    input_size=input_size,
     notes=notes,
     deploy=deploy_repmlp,
 )

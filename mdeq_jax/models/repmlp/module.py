@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mdeq_jax.layers import BatchNorm, ConvNorm, GroupedDense, grouped_orthogonal, torch_uniform
+from mdeq_jax.layers import BatchNorm, ConvNorm, GroupedDense, grouped_orthogonal, linear
 
 
 def check_partition(height: int, width: int, partition: tuple[int, int], where: str) -> None:
@@ -40,19 +40,14 @@ class GlobalPerceptron(nn.Module):
     @nn.compact
     def __call__(self, means: jax.Array, *, train: bool) -> jax.Array:
         """`[B, A, B', C]`, the mean of each of A x B' partitions, to the same shape."""
-        _, rows, columns, channels = means.shape
+        rows, columns = means.shape[1:3]
         if not self.merged:
             means = self.norm.copy(name="norm")(means, train=train)
         v = rearrange(means, "n a b c -> n (c a b)")
-        hidden = v.shape[1] // self.reduction
-        v = _linear(hidden, v.shape[1], self.dtype, "fc1")(v)
-        v = _linear(channels * rows * columns, hidden, self.dtype, "fc2")(nn.relu(v))
+        features, hidden = v.shape[1], v.shape[1] // self.reduction
+        v = linear(features, hidden, dtype=self.dtype, name="fc1")(v)
+        v = linear(hidden, features, dtype=self.dtype, name="fc2")(nn.relu(v))
         return rearrange(v, "n (c a b) -> n a b c", a=rows, b=columns)
-
-
-def _linear(features, fan_in, dtype, name):
-    uniform = torch_uniform(fan_in)
-    return nn.Dense(features, dtype=dtype, kernel_init=uniform, bias_init=uniform, name=name)
 
 
 class RepMLP(nn.Module):

@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from mdeq_jax.models.precision import PRECISIONS
 from mdeq_jax.models.repmlp.module import check_groups, check_partition
 from mdeq_jax.models.repmlp.resnet import BLOCKS, REPMLP_STAGES
+from mdeq_jax.models.segmentation import check_final_conv_kernel
 from mdeq_jax.solvers.options import check_choice
 
 if TYPE_CHECKING:
@@ -37,6 +39,16 @@ def validate_resnet(config: "ConfigDict") -> None:
         )
 
 
+def validate_segmenter(config: "ConfigDict") -> None:
+    """Refuses settings of a `repmlp_segmenter` that cannot work.
+
+    Raises:
+        ValueError: names the setting, its value and the requirement.
+    """
+    validate_resnet(config)
+    check_final_conv_kernel(config)
+
+
 def validate_mlp(config: "ConfigDict") -> None:
     """Refuses settings of a `repmlp_mlp` that cannot work.
 
@@ -63,7 +75,7 @@ def check_common(config: "ConfigDict") -> None:
         ValueError: as there.
     """
     model = config.model
-    check_choice("precision", config.precision, ("float32", "bfloat16"))
+    check_choice("precision", config.precision, PRECISIONS)
     if config.data.image_size is None:
         raise ValueError(
             f"model.name={model.name!r} has weights for each pixel position and needs "

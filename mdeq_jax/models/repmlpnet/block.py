@@ -6,7 +6,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax.linen.dtypes import promote_dtype
 
-from mdeq_jax.layers import BatchNorm, ConvNorm, GroupedDense, grouped_conv2d, torch_uniform
+from mdeq_jax.layers import (
+    BatchNorm,
+    ConvNorm,
+    GroupedDense,
+    grouped_conv2d,
+    linear,
+    torch_uniform,
+)
 from mdeq_jax.models.repmlp.module import check_partition
 
 
@@ -27,12 +34,8 @@ class Gate(nn.Module):
         channels = x.shape[-1]
         hidden = channels // self.reduction
         v = jnp.mean(x, axis=(1, 2))
-        for name, features, fan_in in (("fc1", hidden, channels), ("fc2", channels, hidden)):
-            uniform = torch_uniform(fan_in)
-            v = nn.relu(v) if name == "fc2" else v
-            v = nn.Dense(
-                features, dtype=self.dtype, kernel_init=uniform, bias_init=uniform, name=name
-            )(v)
+        v = linear(channels, hidden, dtype=self.dtype, name="fc1")(v)
+        v = linear(hidden, channels, dtype=self.dtype, name="fc2")(nn.relu(v))
         return nn.sigmoid(v)
 
 

@@ -1,15 +1,17 @@
-"""From a config to a RepMLPNet, and its row of the families."""
+"""From a config to a RepMLPNet, and its rows of the families."""
 
 from typing import TYPE_CHECKING
 
 from mdeq_jax.models.family import Family
-from mdeq_jax.models.repmlp.build import batch_norm, compute_dtype
+from mdeq_jax.models.precision import PRECISIONS
+from mdeq_jax.models.repmlp.build import batch_norm, input_size, segmentation_head
 from mdeq_jax.models.repmlp.build import notes as repmlp_notes
 from mdeq_jax.models.repmlp.deploy import deploy_repmlpnet
 from mdeq_jax.models.repmlp.module import check_partition
 from mdeq_jax.models.repmlp.validate import check_common, check_length, check_positive
 from mdeq_jax.models.repmlpnet.block import check_sharesets
-from mdeq_jax.models.repmlpnet.network import RepMLPNet
+from mdeq_jax.models.repmlpnet.network import RepMLPNet, Stages
+from mdeq_jax.models.segmentation import BackboneSegmenter, check_final_conv_kernel
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -17,8 +19,17 @@ if TYPE_CHECKING:
 
 def build(config: "ConfigDict") -> RepMLPNet:
     """A RepMLPNet with class logits `[B, num_classes]`."""
+    return RepMLPNet(_backbone(config), config.model.num_classes)
+
+
+def build_segmenter(config: "ConfigDict") -> BackboneSegmenter:
+    """A RepMLPNet with pixel logits `[B, H / p, W / p, num_classes]`, p the size of its patches."""
+    return BackboneSegmenter(_backbone(config), segmentation_head(config))
+
+
+def _backbone(config: "ConfigDict") -> Stages:
     model = config.model
-    return RepMLPNet(
+    return Stages(
         channels=tuple(model.channels),
         num_blocks=tuple(model.num_blocks),
         partitions=tuple(model.partitions),
@@ -27,10 +38,10 @@ def build(config: "ConfigDict") -> RepMLPNet:
         patch_size=model.patch_size,
         gate_reduction=model.gate_reduction,
         ffn_expansion=model.ffn_expansion,
-        num_classes=model.num_classes,
         norm=batch_norm(config),
         merged=model.deployed,
-        dtype=compute_dtype(config),
+        dtype=PRECISIONS[config.precision],
+        parent=None,
     )
 
 
@@ -84,24 +95,49 @@ def validate(config: "ConfigDict") -> None:
         check_partition(height, width, (side, side), f"Stage {stage}")
 
 
+def validate_segmenter(config: "ConfigDict") -> None:
+    """Refuses settings of a `repmlpnet_segmenter` that cannot work.
+
+    Raises:
+        ValueError: names the setting, its value and the requirement.
+    """
+    validate(config)
+    check_final_conv_kernel(config)
+
+
+_FIELDS = (
+    "name",
+    "channels",
+    "num_blocks",
+    "partitions",
+    "sharesets",
+    "kernels",
+    "patch_size",
+    "gate_reduction",
+    "ffn_expansion",
+    "num_classes",
+    "deployed",
+)
+
 REPMLPNET = Family(
     build=build,
     validate=validate,
     task="classification",
-    architecture_fields=(
-        "name",
-        "channels",
-        "num_blocks",
-        "partitions",
-        "sharesets",
-        "kernels",
-        "patch_size",
-        "gate_reduction",
-        "ffn_expansion",
-        "num_classes",
-        "deployed",
-    ),
+    architecture_fields=_FIELDS,
+    transferable=("backbone",),
     has_equilibrium=False,
+    input_size=input_size,
+    notes=notes,
+    deploy=deploy_repmlpnet,
+)
+SEGMENTER = Family(
+    build=build_segmenter,
+    validate=validate_segmenter,
+    task="segmentation",
+    architecture_fields=(*_FIELDS, "final_conv_kernel"),
+    transferable=("backbone",),
+    has_equilibrium=False,
+    input_size=input_size,
     notes=notes,
     deploy=deploy_repmlpnet,
 )

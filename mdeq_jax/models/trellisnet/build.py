@@ -14,7 +14,7 @@ from mdeq_jax.models.deq_transformer.validate import (
     known_size,
 )
 from mdeq_jax.models.family import Family
-from mdeq_jax.models.mdeq.validate import PRECISIONS
+from mdeq_jax.models.precision import PRECISIONS
 from mdeq_jax.models.trellisnet.cell import CellSpec, TrellisCell
 from mdeq_jax.models.trellisnet.network import DEQTrellisNet, Embedding, Injection
 from mdeq_jax.solvers import build_solver

@@ -26,14 +26,16 @@ def size_of(images: jax.Array) -> tuple[int, int]:
     return images.shape[1], images.shape[2]
 
 
-def pad_to_multiple(images: jax.Array, factor: int) -> jax.Array:
+def pad_to_multiple(images: jax.Array, factor: int, least: tuple[int, int] = (1, 1)) -> jax.Array:
     """Pads `[B, H, W, 3]` images at the bottom and right, by repeating their last pixels.
+
+    The sides are then multiples of `factor` and no less than `least`.
 
     Black is no choice: a network that has seen little of it takes a black border for an object,
     and the group norms carry it into the whole image.
     """
     height, width = size_of(images)
-    rows, columns = -height % factor, -width % factor
+    rows, columns = max(-height % factor, least[0] - height), max(-width % factor, least[1] - width)
     if not rows and not columns:
         return images
     return jnp.pad(images, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
@@ -180,7 +182,7 @@ def _segment_views(model, variables, images, settings, step_budget):
     A scan takes one view after the other: memory is that of one view, and it is compiled once.
     """
     height, width = size_of(images)
-    padded = pad_to_multiple(images, settings.factor)
+    padded = pad_to_multiple(images, settings.factor, settings.least)
     window, corners = windows(size_of(padded), settings.window, settings.stride)
     flips = (False, True) if settings.flip else (False,)
     views = [(top, left, flip) for flip in flips for top, left in corners]

@@ -123,7 +123,7 @@ def predict_folder(
     pictures = Pictures(out_dir, segmenter.classes)
     shown = set(np.linspace(0, frames.num_frames - 1, SHEET_ROWS).astype(int).tolist())
     warm = config.eval.warm_start and segmenter.settings.single_pass
-    if config.eval.warm_start and not warm:
+    if config.eval.warm_start and segmenter.solves and not warm:
         logging.warning(
             "Every picture is solved from zero: eval.warm_start takes one scale, without "
             "eval.flip and eval.window."

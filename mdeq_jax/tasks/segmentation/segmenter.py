@@ -54,6 +54,7 @@ class Segmenter:
 
     Attributes:
         trained: the model.
+        solves: whether it has an equilibrium.
         settings: scales, mirroring and windows.
         classes: of the data set, in the order of their train ids.
     """
@@ -71,9 +72,9 @@ class Segmenter:
         self.trained = trained
         self.classes = class_table(config)
         self.settings = settings = InferenceSettings.from_config(config)
-        self._stride = 2**config.model.downsample_times
         self._variables = jax.device_put(trained.variables)
-        self._solves = family_of(config).has_equilibrium
+        self.solves = family_of(config).has_equilibrium
+        self._stride = 2**config.model.downsample_times if self.solves else 1
 
         def single_pass(variables, images, z0):
             out = whole_image(model, variables, images, settings, z0=z0)
@@ -124,7 +125,7 @@ class Segmenter:
             -(-side // self._stride)
             for side in scaled_size(image.shape[:2], self.settings.nearest_scale)
         )
-        if not self._solves:
+        if not self.solves:
             return np.full((height, width), np.nan)
         residual = np.asarray(self._residual(self._variables, normalized(image), z0=z0))
         return residual[0, :height, :width]

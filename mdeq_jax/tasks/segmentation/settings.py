@@ -17,6 +17,7 @@ class InferenceSettings(NamedTuple):
         flip: whether to segment the mirrored image too.
         window: height and width of sliding windows; None: the whole image at once.
         stride: of the windows, down and right.
+        least: height and width to which smaller images are padded.
     """
 
     factor: int
@@ -24,16 +25,20 @@ class InferenceSettings(NamedTuple):
     flip: bool = False
     window: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
+    least: tuple[int, int] = (1, 1)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "InferenceSettings":
         """The settings of `config.model` and `config.eval`; a stride of None is 2/3 of the window.
 
+        A network for inputs of one size takes windows of this size.
+
         Raises:
             ValueError: a setting that cannot work.
         """
         settings = config.eval
-        factor = family_of(config).input_multiple(config)
+        family = family_of(config)
+        factor, only = family.input_multiple(config), family.input_size(config)
         scales = tuple(settings.scales)
         numbers = all(isinstance(scale, int | float) for scale in scales)
         if not scales or not numbers or not all(0 < scale < math.inf for scale in scales):
@@ -42,6 +47,12 @@ class InferenceSettings(NamedTuple):
                 "as it is."
             )
         window, stride = (_sides(settings, field) for field in ("window", "stride"))
+        if only is not None and window not in (None, only):
+            raise ValueError(
+                f"eval.window={window} must be None or {only}: model.name={config.model.name!r} "
+                "takes images of data.image_size only."
+            )
+        window = only if window is None else window
         if window is None and stride is not None:
             raise ValueError(f"eval.stride={stride} has no effect without eval.window.")
         if window is not None:
@@ -57,7 +68,7 @@ class InferenceSettings(NamedTuple):
                     f"eval.stride={stride} must be (down, right), each from 1 to that side of "
                     f"eval.window={window}, or pixels between the windows would be left out."
                 )
-        return cls(factor, scales, settings.flip, window, stride)
+        return cls(factor, scales, settings.flip, window, stride, only or (1, 1))
 
     @property
     def nearest_scale(self) -> float:

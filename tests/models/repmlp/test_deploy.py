@@ -19,6 +19,8 @@ NETWORKS = {
     "mlp": ("repmlp_mlp", dict(channels=(4, 8), num_blocks=(1, 2), partition=(4, 4)), 8),
     "net": ("repmlpnet", NET, 16),
     "net_parts": ("repmlpnet", NET | {"partitions": (2, 2)}, 16),
+    "segmenter": ("repmlp_segmenter", RESNET, 32),
+    "net_segmenter": ("repmlpnet_segmenter", NET | {"final_conv_kernel": 3}, 16),
 }
 
 
@@ -77,7 +79,7 @@ def test_deploying_twice():
         deploy(merged, deployed)
     config = make_config("light")
     merged, _ = deploy(trained(config), config)
-    with pytest.raises(ValueError, match='have no "batch_stats"'):
+    with pytest.raises(ValueError, match="deployed already, set"):
         deploy(merged, config)
 
 

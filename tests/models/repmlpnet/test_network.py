@@ -102,8 +102,9 @@ def test_block(reference_dir, name):
 
 def activations(intermediates):
     """The original's names of activations, to arrays in its layout."""
+    parts = intermediates["backbone"] | {"head_norm": intermediates["head_norm"]}
     found = {}
-    for name, part in intermediates.items():
+    for name, part in parts.items():
         if name == "embed":
             found["conv_embedding"] = nn.relu(part["__call__"][0])
         elif name.startswith("embed"):
