@@ -1,6 +1,6 @@
 """The tensors of a PyTorch state dict, one entry each, and the comparison of a file with them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +29,9 @@ class Entry(NamedTuple):
     Attributes:
         torch_name: key in the state dict.
         shape: in the state dict.
-        path: keys in the Flax variables, collection first; None for `num_batches_tracked`, which
-            only PyTorch uses.
+        path: keys in the Flax variables, collection first; None if no variable holds it, as of
+            `num_batches_tracked`, which only PyTorch uses. Two entries with one path are tied: one
+            parameter of PyTorch under two names.
         rule: change of layout.
     """
 
@@ -75,8 +76,35 @@ def batch_norm_entries(name, path, channels, affine=True, rule=VECTOR) -> Iterat
 
 
 def count_parameters(table: list[Entry]) -> int:
-    """Returns the number of trainable parameters, without running statistics and counters."""
-    return sum(int(np.prod(e.shape)) for e in table if e.path is not None and e.path[0] == "params")
+    """Returns the number of trainable parameters, without running statistics and counters.
+
+    Tied ones count once.
+    """
+    shapes = {e.path: e.shape for e in table if e.path is not None and e.path[0] == "params"}
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def find_untied(
+    tensors: Mapping[str, np.ndarray], table: list[Entry], ties: Iterable[tuple[str, str]] = ()
+) -> list[str]:
+    """Lists the tensors that differ from the one that they are tied to, one line each.
+
+    Args:
+        tensors: that fit the table.
+        table: whose entries with one path are tied.
+        ties: names of further pairs.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    pairs = [
+        (first.setdefault(entry.path, entry.torch_name), entry.torch_name)
+        for entry in table
+        if entry.path is not None
+    ]
+    return [
+        f"{name} is not {source}, to which it is tied"
+        for source, name in dict.fromkeys([*pairs, *ties])
+        if source != name and not np.array_equal(tensors[source], tensors[name])
+    ]
 
 
 class Misfit(NamedTuple):

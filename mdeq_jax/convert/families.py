@@ -7,6 +7,20 @@ import numpy as np
 
 from mdeq_jax.convert.entries import Entry, count_parameters
 from mdeq_jax.convert.errors import WeightsFileError
+from mdeq_jax.convert.language import recognise as language
+from mdeq_jax.convert.language.names import (
+    projection_ties,
+    transformer_constants,
+    transformer_table,
+    trellisnet_table,
+)
+from mdeq_jax.convert.language.variants import (
+    TRANSFORMER_CELL,
+    TRELLISNET_CELL,
+    add_missing_loss,
+    with_copies,
+)
+from mdeq_jax.convert.language.variants import standard_names as language_names
 from mdeq_jax.convert.mdeq import architectures
 from mdeq_jax.convert.mdeq.names import name_table
 from mdeq_jax.convert.mdeq.variants import Named, exported_name, standard_names
@@ -27,6 +41,11 @@ class WeightNames(NamedTuple):
         exported_name: `config.model` and a name of the table to the name in an exported file.
         describe: tensors under those names to a description; None: of another family.
         remedy: config and tensors to the overrides with which they fit, if any do.
+        constants: config to tensors that the network computes itself, by their names.
+        ties: config to pairs of names with one storage, which the table need not tie.
+        add_missing: puts initial values for what the original does not save into tensors, given a
+            table; returns notes.
+        restore: exported tensors to what the original's `load_state_dict` takes.
     """
 
     table: Callable[["ConfigDict"], list[Entry]]
@@ -34,6 +53,10 @@ class WeightNames(NamedTuple):
     exported_name: Callable[[Any, str], str]
     describe: Callable[[Mapping[str, np.ndarray]], "Description | None"]
     remedy: Callable[["ConfigDict", Mapping[str, np.ndarray]], list[str]]
+    constants: Callable[["ConfigDict"], dict[str, np.ndarray]] = lambda config: {}
+    ties: Callable[["ConfigDict"], list[tuple[str, str]]] = lambda config: []
+    add_missing: Callable[[dict[str, np.ndarray], list[Entry]], list[str]] = lambda *_: []
+    restore: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda tensors: tensors
 
 
 class Description(NamedTuple):
@@ -75,11 +98,43 @@ def _repmlp(table) -> WeightNames:
     )
 
 
+def _language(table, cell: str, recognise, **fields) -> WeightNames:
+    def describe(tensors: Mapping[str, np.ndarray]) -> Description | None:
+        found = recognise(tensors)
+        return None if found is None else Description(found.text, found.parameters)
+
+    return WeightNames(
+        table,
+        lambda state_dict: language_names(state_dict, cell),
+        lambda model, name: name,
+        describe,
+        lambda config, tensors: language.remedy(config, recognise(tensors)),
+        **fields,
+    )
+
+
+_TRANSFORMER = _language(
+    lambda config: transformer_table(config.model.transformer),
+    TRANSFORMER_CELL,
+    language.recognise_transformer,
+    constants=lambda config: transformer_constants(config.model.transformer),
+    ties=lambda config: projection_ties(config.model.transformer),
+)
+_TRELLISNET = _language(
+    lambda config: trellisnet_table(config.model.trellisnet),
+    TRELLISNET_CELL,
+    language.recognise_trellisnet,
+    add_missing=add_missing_loss,
+    restore=lambda tensors: with_copies(tensors, TRELLISNET_CELL),
+)
 WEIGHT_NAMES: dict[str, WeightNames] = {
     "mdeq_classifier": _MDEQ,
     "mdeq_segmenter": _MDEQ,
     "repmlp_resnet": _repmlp(resnet_table),
     "repmlpnet": _repmlp(repmlpnet_table),
+    "deq_transformer": _TRANSFORMER,
+    "transformer": _TRANSFORMER,
+    "deq_trellisnet": _TRELLISNET,
 }
 UNKNOWN = "a network of no family here"
 

@@ -4,7 +4,6 @@ import os
 
 from mdeq_jax.convert.errors import printable
 from mdeq_jax.convert.families import UNKNOWN, describe
-from mdeq_jax.convert.language.recognise import recognise as recognise_language
 from mdeq_jax.convert.state_dict import Conversion, not_finite
 from mdeq_jax.convert.torch_file.unpickle import read_state_dict
 
@@ -28,19 +27,13 @@ def inspect_file(path: str | os.PathLike, key: str | None = None) -> str:
     ]
     numbers = sum(tensor.size for tensor in state_dict.values())
     lines.append(f"{os.fspath(path)}: {len(state_dict):,} tensors of {numbers:,} numbers")
-    language = recognise_language(state_dict)
-    if language is not None:
-        named, parameters, text = language.named, language.parameters, language.text
-    else:
-        named, found = describe(state_dict)
-        parameters = None if found is None else found.parameters
-        text = UNKNOWN if found is None else found.text
-    if parameters is not None:
-        lines.append(f"parameters: {parameters:,}")
+    named, found = describe(state_dict)
+    if found is not None:
+        lines.append(f"parameters: {found.parameters:,}")
     lines += [f"note: {note}" for note in [*taken, *named.notes]]
     lines += [f"not finite: {line}" for line in not_finite(state_dict)]
     lines += [f"not part of the network: {line}" for line in named.ignored]
-    return "\n".join([*lines, f"recognised as: {text}"])
+    return "\n".join([*lines, f"recognised as: {UNKNOWN if found is None else found.text}"])
 
 
 def summarize(conversion: Conversion) -> str:

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from absl import logging
 
-from mdeq_jax.convert.entries import Misfit, count_parameters, find_misfit
+from mdeq_jax.convert.entries import Entry, Misfit, count_parameters, find_misfit, find_untied
 from mdeq_jax.convert.errors import WeightsFileError, printable
 from mdeq_jax.convert.families import UNKNOWN, WeightNames, describe, weight_names
-from mdeq_jax.convert.language import state_dict as language
-from mdeq_jax.convert.language.recognise import recognise as recognise_language
 from mdeq_jax.convert.mdeq.variants import Named
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+
+_CONSTANT_RTOL = 1e-5
 
 
 class Conversion(NamedTuple):
@@ -91,21 +92,24 @@ def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conversion:
-    if config.model.name in language.FAMILIES:
-        return _convert_language(state_dict, config)
     names = weight_names(config)
     named, table = names.standard_names(state_dict), names.table(config)
+    notes = [*named.notes, *names.add_missing(named.tensors, table)]
     misfit = find_misfit(named.tensors, table)
     if misfit.count:
         raise WeightsFileError(_explain(misfit, named, config))
-    variables, counters = {}, 0
+    _check_agreement(names, named.tensors, table, config)
+    variables, counters, ignored = {}, 0, list(named.ignored)
+    constants = names.constants(config)
     for entry in table:
         if entry.path is None:
-            counters += entry.torch_name in named.tensors
+            if entry.torch_name in constants.keys() & named.tensors.keys():
+                ignored.append(f"{entry.torch_name}: computed by the network")
+            else:
+                counters += entry.torch_name in named.tensors
             continue
         weight = entry.rule.to_flax(named.tensors[entry.torch_name])
         _insert(variables, entry.path, np.array(weight, np.float32, order="C"))
-    ignored = list(named.ignored)
     if counters:
         ignored.append(f"*.num_batches_tracked: {counters} counters that only PyTorch uses")
     for line in ignored:
@@ -114,20 +118,28 @@ def _convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conv
         variables,
         count_parameters(table),
         _recognised(names, named),
-        named.notes,
+        notes,
         ignored,
     )
 
 
-def _convert_language(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conversion:
-    imported = language.import_state_dict(state_dict, config)
-    for line in imported.ignored:
-        logging.info("Ignored %s", line)
-    found = recognise_language(state_dict)
-    text = "a sequence model" if found is None else found.text
-    return Conversion(
-        imported.variables, imported.parameters, text, imported.notes, imported.ignored
-    )
+def _check_agreement(
+    names: WeightNames,
+    tensors: Mapping[str, np.ndarray],
+    table: list[Entry],
+    config: "ConfigDict",
+) -> None:
+    """Refuses tied tensors that differ, and constants that are not the network's."""
+    lines = find_untied(tensors, table, names.ties(config))
+    if lines:
+        lines.append("Untie them in config.model, or repair the file.")
+    lines += [
+        f"{name} is not what the model computes"
+        for name, value in names.constants(config).items()
+        if name in tensors and not np.allclose(tensors[name], value, rtol=_CONSTANT_RTOL, atol=0)
+    ]
+    if lines:
+        raise WeightsFileError("\n  ".join(["The weights do not fit config.model:", *lines]))
 
 
 def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.ndarray]:
@@ -139,16 +151,15 @@ def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.
 
     Returns:
         Names to float32 arrays, in PyTorch's order and layout. The counters `num_batches_tracked`
-        are int64 zeros. Released segmentation files have the prefix `model.`, because the original
-        wraps the network in a module. The names here lack it.
+        are int64 zeros. Tied weights stand under each of their names, and a DEQ-TrellisNet's with
+        the first version's copies. Released segmentation files have the prefix `model.`, because
+        the original wraps the network in a module. The names here lack it.
 
     Raises:
         WeightsFileError: the variables are of another network; lists the differences.
     """
-    if config.model.name in language.FAMILIES:
-        return language.export_state_dict(variables, config)
     names = weight_names(config)
-    table = names.table(config)
+    table, constants = names.table(config), names.constants(config)
     leaves: dict[tuple[str, ...], np.ndarray] = dict(_flatten(variables))
     paths = {entry.path for entry in table if entry.path is not None}
     wrong = [f"missing {'/'.join(path)}" for path in sorted(paths - leaves.keys())]
@@ -157,7 +168,7 @@ def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.
     for entry in table:
         name = names.exported_name(config.model, entry.torch_name)
         if entry.path is None:
-            state_dict[name] = np.zeros((), np.int64)
+            state_dict[name] = constants.get(entry.torch_name, np.zeros((), np.int64))
         elif entry.path in leaves:
             leaf = np.asarray(leaves[entry.path])
             needed = entry.rule.to_flax(np.empty(entry.shape, np.bool_)).shape
@@ -171,7 +182,7 @@ def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.
             + "\n  ".join(wrong)
             + "\nExport with the config that they were trained or converted with."
         )
-    return state_dict
+    return names.restore(state_dict)
 
 
 def _explain(misfit: Misfit, named: Named, config: "ConfigDict") -> str:

@@ -9,8 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
-from mdeq_jax.convert import load_torch_file
-from mdeq_jax.convert.language.state_dict import import_state_dict
+from mdeq_jax.convert import convert_state_dict, load_torch_file
+from mdeq_jax.convert.families import weight_names
+from mdeq_jax.convert.state_dict import _flatten, _insert
 from tests.helpers.tiny import override
 
 TRANSFORMER = {
@@ -146,24 +147,29 @@ def combined(config, arrays, key):
     """The reference's gradient of `key`, summed over the keys that share its numbers."""
     if config.model.name == "deq_trellisnet":
         return arrays[key]
-    from mdeq_jax.convert.language.names import transformer_table
-
-    paths = {e.torch_name: e.path for e in transformer_table(config.model.transformer)}
+    paths = {e.torch_name: e.path for e in weight_names(config).table(config)}
     same = [name for name in arrays if paths[name] == paths[key]]
     return sum(arrays[name] for name in same)
 
 
 def export_float64(tree, config):
     """`export_state_dict` in float64."""
-    from mdeq_jax.convert.language.state_dict import FAMILIES, _flatten
-
-    names = FAMILIES[config.model.name]
     leaves = dict(_flatten({"params": tree}))
     return {
         entry.torch_name: np.asarray(entry.rule.to_torch(np.asarray(leaves[entry.path])))
-        for entry in names.table(config.model[names.section])
+        for entry in weight_names(config).table(config)
         if entry.path is not None
     }
+
+
+def import_float64(state_dict, config):
+    """`convert_state_dict` in float64."""
+    variables = {}
+    for entry in weight_names(config).table(config):
+        if entry.path is not None:
+            weight = np.float64(entry.rule.to_flax(state_dict[entry.torch_name]))
+            _insert(variables, entry.path, weight)
+    return variables
 
 
 def load_reference(folder, name, make_config, build, fields=(), dtype=jnp.float64, tol=1e-6):
@@ -171,7 +177,7 @@ def load_reference(folder, name, make_config, build, fields=(), dtype=jnp.float6
     settings = json.loads((folder / f"{name}.json").read_text())
     state_dict = load_torch_file(folder / f"{name}.pkl")
     config = make_config(settings.get("model", settings), fields)
-    variables = import_state_dict(state_dict, config).variables
+    variables = convert_state_dict(state_dict, config)
     variables = jax.tree.map(lambda w: jnp.asarray(w, dtype), variables)
     model = build(config)
     if "pos_emb.inv_freq" in state_dict:

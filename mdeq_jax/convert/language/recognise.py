@@ -3,15 +3,12 @@
 from collections.abc import Mapping
 from itertools import accumulate, count, takewhile
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdeq_jax.convert.entries import find_misfit
+from mdeq_jax.convert.entries import Entry, count_parameters, find_misfit
 from mdeq_jax.convert.language.names import transformer_table, trellisnet_table
-from mdeq_jax.convert.language.state_dict import FAMILIES, add_missing_loss, count_parameters
-from mdeq_jax.convert.language.variants import standard_names
-from mdeq_jax.convert.mdeq.variants import Named
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,6 +22,8 @@ _RELEASED_TRANSFORMER = {
     "d_inner": 48_000,
     "weight_norm": True,
 }
+_TRANSFORMER_CONFIGS = "configs/wikitext103_transformer.py, its _reg and its _preln_reg"
+_TRELLISNET_CONFIG = "configs/wikitext103_trellisnet.py"
 _RELEASED_TRELLISNET = {
     "vocab_size": 267_735,
     "ninp": 500,
@@ -34,41 +33,73 @@ _RELEASED_TRELLISNET = {
 }
 
 
-class Recognised(NamedTuple):
+class Network(NamedTuple):
     """What a file is.
 
     Attributes:
-        text: for people.
-        parameters: number of trainable parameters, tied ones once.
-        named: its tensors under the names of the tables.
+        kind: for people.
+        section: the part of `config.model` that describes such networks.
+        fields: of that part, as far as they show.
+        hidden: those of the fields whose values only stand for others.
+        table: its tensors.
+        misfit: number of tensors that do not fit.
+        config: files in configs/ that have these fields; empty if none has.
     """
 
-    text: str
-    parameters: int
-    named: Named
+    kind: str
+    section: str
+    fields: dict[str, Any]
+    hidden: dict[str, str]
+    table: list[Entry]
+    misfit: int = 0
+    config: str = ""
+
+    @property
+    def text(self) -> str:
+        """For people: the fields, and the config that has them."""
+        shown = ", ".join(f"{name}={value}" for name, value in (self.fields | self.hidden).items())
+        text = f"{self.kind} ({shown})" + (f", as {self.config}" if self.config else "")
+        if self.misfit:
+            return f"incomplete or altered, {self.misfit} tensors do not fit; nearest is {text}"
+        return text
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters, tied ones once."""
+        return count_parameters(self.table)
 
 
-def recognise(state_dict: Mapping[str, np.ndarray]) -> Recognised | None:
-    """The sequence model of a state dict; None if it is of none."""
-    for family, infer in (("deq_transformer", _transformer), ("deq_trellisnet", _trellisnet)):
-        named = standard_names(state_dict, FAMILIES[family].cell)
-        found = infer(named.tensors)
-        if found is not None:
-            return _report(named, *found)
-    return None
+def recognise_transformer(tensors: Mapping[str, np.ndarray]) -> Network | None:
+    """The DEQ-Transformer of tensors under the names of its table; None if it is none."""
+    return _complete(_transformer(tensors), tensors, _RELEASED_TRANSFORMER, _TRANSFORMER_CONFIGS)
 
 
-def _report(named: Named, kind: str, fields: dict, table, released: dict, name: str) -> Recognised:
-    tensors = dict(named.tensors)
-    notes = [*named.notes, *add_missing_loss(tensors, table)]
-    misfit = find_misfit(tensors, table)
-    shown = ", ".join(f"{field}={value}" for field, value in fields.items())
-    text = f"{kind} ({shown})"
-    if all(fields[field] == value for field, value in released.items()):
-        text = f"{text}, as {name}"
-    if misfit.count:
-        text = f"incomplete or altered, {misfit.count} tensors do not fit; nearest is {text}"
-    return Recognised(text, count_parameters(table), named._replace(notes=notes))
+def recognise_trellisnet(tensors: Mapping[str, np.ndarray]) -> Network | None:
+    """The DEQ-TrellisNet of tensors under the names of its table; None if it is none."""
+    return _complete(_trellisnet(tensors), tensors, _RELEASED_TRELLISNET, _TRELLISNET_CONFIG)
+
+
+def remedy(config, found: Network | None) -> list[str]:
+    """The overrides that make a config fit a file; empty if the file fits no such config."""
+    if found is None or found.misfit:
+        return []
+    model = config.model[found.section]
+    changes = []
+    for field, value in found.fields.items():
+        fits = model[field] == value
+        if field in found.hidden:
+            fits = len(model[field]) == len(value)
+        if not fits:
+            changes.append(f"--config.model.{found.section}.{field}={value}")
+    return changes
+
+
+def _complete(found: Network | None, tensors, released: dict, config: str) -> Network | None:
+    if found is None:
+        return None
+    if all(found.fields[field] == value for field, value in released.items()):
+        found = found._replace(config=config)
+    return found._replace(misfit=find_misfit(tensors, found.table).count)
 
 
 def _listed(shapes: Shapes, pattern: str) -> list[tuple[int, ...]]:
@@ -77,7 +108,7 @@ def _listed(shapes: Shapes, pattern: str) -> list[tuple[int, ...]]:
     return [shapes[name] for name in names]
 
 
-def _transformer(tensors: Mapping[str, np.ndarray]):
+def _transformer(tensors: Mapping[str, np.ndarray]) -> Network | None:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     tables = _listed(shapes, "word_emb.emb_layers.{}.weight")
     heads = shapes.get("func.dec_attn.r_w_bias", ())
@@ -108,10 +139,8 @@ def _transformer(tensors: Mapping[str, np.ndarray]):
         "weight_norm": "func.pos_ff.ff1_net.weight_g" in shapes,
     }
     table = transformer_table(SimpleNamespace(**fields, projection_updates="once"))
-    if len(tables) == 1:
-        fields["cutoffs"] = f"{num_tails} that do not show"
-    name = "the original's wt103_deq_transformer, its _reg and its _preln_reg"
-    return "a DEQ-Transformer", fields, table, _RELEASED_TRANSFORMER, name
+    hidden = {"cutoffs": f"{num_tails} that do not show"} if len(tables) == 1 else {}
+    return Network("a DEQ-Transformer", "transformer", fields, hidden, table)
 
 
 def _tied(tensors: Mapping[str, np.ndarray], clusters: int, shared: bool) -> tuple[bool, ...]:
@@ -125,7 +154,7 @@ def _tied(tensors: Mapping[str, np.ndarray], clusters: int, shared: bool) -> tup
     )
 
 
-def _trellisnet(tensors: Mapping[str, np.ndarray]):
+def _trellisnet(tensors: Mapping[str, np.ndarray]) -> Network | None:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     table = shapes.get("encoder.weight", ())
     cell, conv = "trellisnet.func.full_conv", "weight"
@@ -144,6 +173,5 @@ def _trellisnet(tensors: Mapping[str, np.ndarray]):
         "weight_norm": weight_norm,
     }
     entries = trellisnet_table(SimpleNamespace(**fields))
-    fields["cutoffs"] = f"{num_tails} that do not show"
-    name = "the original's run_wt103_deq_trellisnet"
-    return "a DEQ-TrellisNet", fields, entries, _RELEASED_TRELLISNET, name
+    hidden = {"cutoffs": f"{num_tails} that do not show"}
+    return Network("a DEQ-TrellisNet", "trellisnet", fields, hidden, entries)

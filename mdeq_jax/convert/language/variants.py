@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mdeq_jax.convert.entries import Entry
 from mdeq_jax.convert.errors import WeightsFileError, printable
 from mdeq_jax.convert.mdeq.variants import Named
 
@@ -25,6 +26,8 @@ _COPIES = {
     ),
     TRELLISNET_CELL: ("trellisnet.func_copy.", "trellisnet.deq.func.", "trellisnet.deq.func_copy."),
 }
+# The TrellisNet's loss has parameters that the original trains but does not save.
+_LOSS_PREFIX = "criterion."
 _SAME = 1e-5  # relative; a copy's kernel is made in float32 from the cell's g and v
 
 
@@ -105,3 +108,15 @@ def with_copies(state_dict: dict[str, np.ndarray], cell: str) -> dict[str, np.nd
             result |= {deq_copy + n: a for n, a in plain.items()}
         result[name] = array
     return result
+
+
+def add_missing_loss(tensors: dict[str, np.ndarray], table: list[Entry]) -> list[str]:
+    """Puts zeros, their initial value, for the loss's parameters if all of them are missing."""
+    own = [entry for entry in table if entry.torch_name.startswith(_LOSS_PREFIX)]
+    if not own or any(entry.torch_name in tensors for entry in own):
+        return []
+    tensors |= {entry.torch_name: np.zeros(entry.shape, np.float32) for entry in own}
+    return [
+        f"{_LOSS_PREFIX}* is not in the file, because the original does not save it: set to zeros. "
+        "Losses of rare words are wrong until it is trained."
+    ]

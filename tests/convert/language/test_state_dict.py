@@ -13,7 +13,7 @@ from mdeq_jax.convert import (
     inspect_file,
     load_torch_file,
 )
-from mdeq_jax.convert.language.names import INV_FREQ, transformer_table
+from mdeq_jax.convert.language.names import INV_FREQ, transformer_table, trellisnet_table
 from tests.helpers.language import transformer_config, trellisnet_config
 from tests.helpers.networks import assert_same
 
@@ -165,6 +165,42 @@ def test_a_released_transformer_there_and_back(reference_dir):
     exponents = np.arange(0, 700, 2) / 700
     state_dict[INV_FREQ] = (10000.0**-exponents).astype(np.float32)
     conversion = convert(state_dict, config)
-    assert "as the original's wt103_deq_transformer" in conversion.recognised
+    assert "as configs/wikitext103_transformer.py" in conversion.recognised
     assert conversion.parameters == 97_691_888
     assert_same_weights(export_state_dict(conversion.variables, config), state_dict)
+
+
+@pytest.mark.slow
+def test_a_released_trellisnet_there_and_back(reference_dir):
+    folder = reference_dir / "trellisnet"
+    settings = json.loads((folder / "hyperparameters.json").read_text())
+    config = trellisnet_config(settings | {"splits": settings["split_softmax_cutoffs"]})
+    rng = np.random.default_rng(0)
+    shapes = {e.torch_name: e.shape for e in trellisnet_table(config.model.trellisnet)}
+    state_dict = {n: rng.random(shape, dtype=np.float32) for n, shape in shapes.items()}
+    state_dict["decoder.weight"] = state_dict["encoder.weight"]
+    conversion = convert(state_dict, config)
+    assert "as configs/wikitext103_trellisnet.py" in conversion.recognised
+    assert conversion.parameters == 174_168_738
+    exported = export_state_dict(conversion.variables, config)
+    assert_same_weights({n: a for n, a in exported.items() if n in state_dict}, state_dict)
+    listed = json.loads((folder / "full_size_shapes.json").read_text())["wt103_nhid1500"]
+    saved = {n: list(a.shape) for n, a in exported.items() if not n.startswith("criterion.")}
+    assert saved == listed["state_dict"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "field", "other"),
+    [
+        ("deq_transformer", "post_norm_adaptive", "d_inner", 44),
+        ("trellisnet", "small", "nhid", 30),
+    ],
+)
+def test_overrides_with_which_a_file_fits(folder, name, field, other, reference_dir):
+    config, state_dict = load(reference_dir, folder, name)
+    section = "transformer" if folder == "deq_transformer" else "trellisnet"
+    right = config.model[section][field]
+    config.model[section][field] = other
+    with pytest.raises(WeightsFileError) as error:
+        convert(state_dict, config)
+    assert f"with --config.model.{section}.{field}={right}\n" in str(error.value)

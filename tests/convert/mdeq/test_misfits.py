@@ -135,5 +135,5 @@ def test_mutated_state_dicts_convert_or_are_refused(tiny):
 def test_a_family_without_a_table_of_names():
     config = load_config("default", name="perceptron")
     for call in (convert_state_dict, export_state_dict):
-        with pytest.raises(WeightsFileError, match=r"model\.name='perceptron', only for \['mdeq"):
+        with pytest.raises(WeightsFileError, match=r"model\.name='perceptron', only for \['deq"):
             call({}, config)

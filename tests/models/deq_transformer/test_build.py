@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdeq_jax.convert import export_state_dict
+from mdeq_jax.convert.entries import count_parameters
 from mdeq_jax.convert.language.names import transformer_table, trellisnet_table
-from mdeq_jax.convert.language.state_dict import count_parameters, export_state_dict
 from mdeq_jax.models.deq_transformer.build import (
     build_deq_transformer,
     build_transformer,

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from mdeq_jax.convert import load_torch_file
-from mdeq_jax.convert.language.state_dict import import_state_dict
+from mdeq_jax.convert import convert_state_dict, load_torch_file
 from mdeq_jax.engine.released_recipe import (
     clip_total_norm,
     sum_shared_updates,
@@ -18,7 +17,7 @@ from mdeq_jax.engine.released_recipe import (
 )
 from mdeq_jax.models import ForwardOptions
 from mdeq_jax.models.deq_transformer.build import build_deq_transformer, shared_parameters
-from tests.helpers.language import close, export_float64, transformer_config
+from tests.helpers.language import close, export_float64, import_float64, transformer_config
 
 SOLVER = {"max_steps": 80, "tol": 1e-13}
 EACH_USE = {
@@ -37,7 +36,7 @@ def trace(reference_dir, x64):
     state_dict = load_torch_file(folder / "training_trace_initial.pkl")
     frequencies = tuple(state_dict["pos_emb.inv_freq"].tolist())
     model = build_deq_transformer(config).clone(frequencies=frequencies)
-    params = import_state_dict(state_dict, config).variables["params"]
+    params = convert_state_dict(state_dict, config)["params"]
     params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), params)
     return settings, arrays, config, model, params
 
@@ -117,7 +116,7 @@ def test_evaluation(trace):
     """Segments of another length, the last one shorter, memory carried from empty."""
     _, arrays, config, model, _ = trace
     final = {k.removeprefix("final/"): v for k, v in arrays.items() if k.startswith("final/")}
-    variables = import_state_dict(final, config, dtype=np.float64).variables
+    variables = import_float64(final, config)
     tokens = jnp.asarray(arrays["tokens"].T, jnp.int32)
     memory = model.empty_memory(tokens.shape[0], jnp.float64)
     length, last = int(arrays["eval_tgt_len"]), tokens.shape[1] - 1
