@@ -10,8 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mdeq_jax
+
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
+
+
+def test_the_table_has_the_parameters_of_the_configs():
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ", README, re.MULTILINE)
+    assert len(rows) >= 6
+    for name, number in rows:
+        if name != "digits":  # rounded
+            text = importlib.import_module(f"configs.{name}").__doc__
+            assert f"Cost: {number} parameters" in text, name
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = (REPOSITORY / "CITATION.cff").read_text()
+    assert f"\nversion: {mdeq_jax.__version__}\n" in citation
+    assert f"## {mdeq_jax.__version__}\n" in (REPOSITORY / "CHANGELOG.md").read_text()
 
 
 def test_the_example_gives_the_gradient_of_the_equilibrium(capsys, x64):
@@ -37,6 +54,15 @@ def test_the_example_gives_the_gradient_of_the_equilibrium(capsys, x64):
 )
 def test_the_files_it_names_exist(path):
     assert (REPOSITORY / path).exists()
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^):#]+)\)", README))))
+def test_its_links_lead_somewhere(link):
+    assert (REPOSITORY / link).exists()
 
 
 @pytest.mark.parametrize("extras", sorted(set(re.findall(r'"(?:\.|mdeq_jax)\[(.*?)\]"', README))))

@@ -1,0 +1,1 @@
+"""What makes the documentation site: its generated pages, its figures and a check of its style."""

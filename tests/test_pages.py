@@ -1,0 +1,31 @@
+"""The Python blocks of the documentation pages run, one after the other.
+
+`test_guide.py` and `engine/test_extending.py` run those of the guide and of "Extending".
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+TESTED_ELSEWHERE = ("guide.md", "extending.md", "language.md")
+
+
+def programs(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+PAGES = [p for p in sorted(DOCS.glob("*.md")) if p.name not in TESTED_ELSEWHERE and programs(p)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_programs_run(page, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # some set it
+    names = {}
+    for program in programs(page):
+        exec(compile(program, page.name, "exec"), names)
+
+
+def test_pages_with_programs_are_found():
+    assert {"concepts.md", "from_pytorch.md"} <= {page.name for page in PAGES}
