@@ -17,6 +17,7 @@ from mdeq_jax.models import family_of
 # Settings without effect are not listed at these values, those of `configs/default.py`.
 DEFAULTS = {
     "train.end_learning_rate": 1e-6,
+    "train.grad_clip_eps": 0.0,
     "train.momentum": 0.9,
     "train.nesterov": False,
     "train.pretrain_layers": 0,
@@ -105,6 +106,8 @@ def _reasons(config: ConfigDict, training: bool) -> Iterator[tuple[list[str], st
         return
     if train.optimizer != "sgd":
         yield ["train.momentum", "train.nesterov"], f"train.optimizer is {train.optimizer!r}"
+    if train.grad_clip is None:
+        yield ["train.grad_clip_eps"], "train.grad_clip=None clips nothing"
     if train.schedule in ("constant", "step"):
         yield ["train.end_learning_rate"], f"train.schedule is {train.schedule!r}"
     if train.pretrain_steps == 0:

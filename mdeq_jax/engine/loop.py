@@ -61,7 +61,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     dataset.check_workdir(workdir)
     loader = _train_loader(config, dataset)
     num_steps = round(config.train.epochs * loader.steps_per_epoch)
-    optimizer = build_optimizer(config.train, num_steps)
+    optimizer = build_optimizer(
+        config.train, num_steps, family_of(config).shared_parameters(config)
+    )
     evaluator = Evaluator(model, task, dataset, config)
     check_writable(workdir)
 

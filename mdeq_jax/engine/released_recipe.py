@@ -1,10 +1,9 @@
-"""Parts of the original's optimiser that Optax does not have, as transformations and a schedule.
+"""Parts of the original's optimiser that Optax does not have.
 
-They reproduce its updates exactly: its clipping, its learning rate, and numbers that several
-parameters of its optimiser share.
+They reproduce its updates exactly: its clipping, and numbers that several parameters share.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -12,38 +11,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_CLIP_EPS = 1e-6
 ParameterPath = tuple[str, ...]
 
 
-def clip_total_norm(max_norm: float) -> optax.GradientTransformation:
-    """g <- g min(1, max_norm / (|g| + 1e-6)), as `torch.nn.utils.clip_grad_norm_`."""
+def clip_total_norm(max_norm: float, eps: float = 1e-6) -> optax.GradientTransformation:
+    """g <- g min(1, max_norm / (|g| + eps)), as `torch.nn.utils.clip_grad_norm_`."""
 
     def update(updates, state, params=None):
         del params
-        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + _CLIP_EPS))
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + eps))
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def warmup_then_cosine(
-    peak: float, end: float, warmup_steps: int, max_step: int
-) -> Callable[[jax.Array], jax.Array]:
-    """The learning rate of step t, counted from 0, as the original sets it after every step.
-
-    Step 0 has the full rate `peak`. Then it is `peak` t / `warmup_steps` during the warm-up, and
-    `end` + (`peak` - `end`) (1 + cos(pi t / max_step)) / 2 after it. The cosine counts the steps of
-    the warm-up too, so the rate falls a little at its end.
-    """
-
-    def rate(step):
-        step = jnp.asarray(step)
-        cosine = end + (peak - end) * (1 + jnp.cos(jnp.pi * step / max_step)) / 2
-        rising = peak * step / max(warmup_steps, 1)
-        return jnp.where((step > 0) & (step < warmup_steps), rising, cosine)
-
-    return rate
 
 
 def sum_shared_updates(
@@ -68,6 +47,14 @@ def sum_shared_updates(
         return updates, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def equal_shared(params: Mapping, groups: tuple[tuple[ParameterPath, ...], ...]) -> Mapping:
+    """Parameters in which each of a group has the numbers of the group's first."""
+    for group in groups:
+        for path in group[1:]:
+            params = _with(params, path, _get(params, group[0]))
+    return params
 
 
 def _get(tree: Any, path: ParameterPath) -> jax.Array:

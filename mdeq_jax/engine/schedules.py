@@ -25,6 +25,9 @@ def learning_rate(train: ConfigDict, num_steps: int) -> optax.Schedule:
     - "polynomial" falls as (1 - t / T)^`decay_power` (0.9 if None) between the same rates.
     - "step" multiplies by `decay_factor` (0.1 if None) at each of `decay_epochs`.
 
+    With `first_step_at_full_rate`, step 0 takes `learning_rate`, as in the released language
+    models, whose rate is set after each step.
+
     Args:
         train: `config.train`.
         num_steps: steps of the whole training, those of `train.epochs` epochs.
@@ -45,10 +48,11 @@ def learning_rate(train: ConfigDict, num_steps: int) -> optax.Schedule:
             f"train.warmup_steps must be at least 0 and below the {num_steps} steps of the "
             f"training; got {train.warmup_steps}."
         )
-    if not train.warmup_steps and (train.warmup_learning_rate or train.schedule_from_start):
+    own = ("warmup_learning_rate", "schedule_from_start", "first_step_at_full_rate")
+    if not train.warmup_steps and (set_ones := [name for name in own if train[name]]):
         raise ValueError(
-            "train.warmup_learning_rate and train.schedule_from_start have no effect with "
-            "train.warmup_steps=0: unset them, or set the steps."
+            f"train.{' and train.'.join(set_ones)} {'has' if len(set_ones) == 1 else 'have'} no "
+            "effect with train.warmup_steps=0: unset them, or set the steps."
         )
     _check_settings(train)
     peak, end = train.learning_rate, train.end_learning_rate
@@ -69,9 +73,16 @@ def learning_rate(train: ConfigDict, num_steps: int) -> optax.Schedule:
     if not train.warmup_steps:
         return main
     warmup = optax.linear_schedule(train.warmup_learning_rate or 0.0, peak, train.warmup_steps)
-    if first:
+    if first and not train.first_step_at_full_rate:
         return optax.join_schedules([warmup, main], [train.warmup_steps])
-    return lambda step: jnp.where(step < train.warmup_steps, warmup(step), main(step))
+
+    def rate(step):
+        rising = step < train.warmup_steps
+        if train.first_step_at_full_rate:
+            return jnp.where(step == 0, peak, jnp.where(rising, warmup(step), main(step - first)))
+        return jnp.where(rising, warmup(step), main(step))
+
+    return rate
 
 
 def _check_settings(train: ConfigDict) -> None:

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from mdeq_jax.engine.released_recipe import clip_total_norm, equal_shared, sum_shared_updates
 from mdeq_jax.engine.schedules import learning_rate
+from mdeq_jax.models import family_of
+from mdeq_jax.models.family import SharedParameters
 from mdeq_jax.tasks import Task, task_type
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -52,7 +55,9 @@ class TrainState(flax.struct.PyTreeNode):
         )
 
 
-def build_optimizer(train: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+def build_optimizer(
+    train: ConfigDict, num_steps: int, shared: SharedParameters = ()
+) -> optax.GradientTransformation:
     """Adam, AdamW or SGD whose updates are those of `torch.optim`.
 
     Weight decay is added to the gradient. That of AdamW (Loshchilov, Hutter 2017, 1711.05101) is
@@ -62,6 +67,7 @@ def build_optimizer(train: ConfigDict, num_steps: int) -> optax.GradientTransfor
     Args:
         train: `config.train`.
         num_steps: steps of the whole training, for the schedule.
+        shared: groups of parameters that hold the same numbers; see `Family`.
 
     Raises:
         ValueError: unknown optimiser, or a bad schedule.
@@ -69,23 +75,26 @@ def build_optimizer(train: ConfigDict, num_steps: int) -> optax.GradientTransfor
     if train.optimizer not in OPTIMIZERS:
         raise ValueError(f"train.optimizer must be one of {OPTIMIZERS}; got {train.optimizer!r}.")
     # Always the same parts: a run may resume with another clipping or decay.
-    clip = (
-        optax.identity() if train.grad_clip is None else optax.clip_by_global_norm(train.grad_clip)
-    )
     rate = optax.scale_by_learning_rate(learning_rate(train, num_steps))
     if train.optimizer == "adamw":
         decay = optax.add_decayed_weights(train.weight_decay, mask=_decays)
-        return optax.chain(clip, optax.scale_by_adam(), decay, rate)
-    if train.optimizer == "adam":
-        direction = optax.scale_by_adam()
+        parts = [_clipping(train), optax.scale_by_adam(), decay, rate]
     else:
-        direction = optax.trace(decay=train.momentum, nesterov=train.nesterov)
-    return optax.chain(
-        clip,
-        optax.add_decayed_weights(train.weight_decay),
-        direction,
-        rate,
-    )
+        if train.optimizer == "adam":
+            direction = optax.scale_by_adam()
+        else:
+            direction = optax.trace(decay=train.momentum, nesterov=train.nesterov)
+        decay = optax.add_decayed_weights(train.weight_decay)
+        parts = [_clipping(train), decay, direction, rate]
+    return optax.chain(*parts, *([sum_shared_updates(shared)] if shared else []))
+
+
+def _clipping(train: ConfigDict) -> optax.GradientTransformation:
+    if train.grad_clip is None:
+        return optax.identity()
+    if train.grad_clip_eps:
+        return clip_total_norm(train.grad_clip, train.grad_clip_eps)
+    return optax.clip_by_global_norm(train.grad_clip)
 
 
 def _decays(params: Any) -> Any:
@@ -122,6 +131,8 @@ def init_state(
     """A fresh state; the same `config.seed` gives the same one on every host."""
     key, inputs = jax.random.key(config.seed), task.example_inputs(config)
     variables = jax.jit(model.init)(key, inputs)
+    shared = family_of(config).shared_parameters(config)
+    variables = {**variables, "params": equal_shared(variables["params"], shared)}
     return make_state(variables, optimizer, averaged=config.train.ema_decay is not None)
 
 

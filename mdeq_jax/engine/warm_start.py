@@ -42,7 +42,11 @@ def save_variables(variables: dict, config: ConfigDict, workdir: str | Path) -> 
             f"{workdir} holds checkpoints already: choose another --output, or remove them first."
         )
     # The number of steps shapes the learning rate only, which the state does not hold.
-    optimizer = build_optimizer(config.train, num_steps=config.train.warmup_steps + 1)
+    optimizer = build_optimizer(
+        config.train,
+        num_steps=config.train.warmup_steps + 1,
+        shared=family_of(config).shared_parameters(config),
+    )
     state = make_state(variables, optimizer)
     write_config(workdir, config)
     with Checkpoints(workdir) as checkpoints:

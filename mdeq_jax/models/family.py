@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
+SharedParameters = tuple[tuple[tuple[str, ...], ...], ...]
+
+
+def _nothing_shared(config: "ConfigDict") -> SharedParameters:
+    del config
+    return ()
+
+
 def _no_multiple(config: "ConfigDict") -> int:
     del config
     return 1
@@ -51,6 +59,8 @@ class Family(NamedTuple):
         input_multiple: config to the number that the sides of an input must be multiples of.
         input_size: config to the height and width that every input must have; None: the sides may
             be any such multiples.
+        shared_parameters: config to groups of parameters, paths in "params", that hold the same
+            numbers: each has its own gradient, and the updates of all of them reach each.
         notes: `(config, training)` to lines on what a user of these settings should know; they are
             printed when a run starts.
         deploy: `(variables, config, model, dtype)` of a trained network to the variables and config
@@ -67,6 +77,7 @@ class Family(NamedTuple):
     has_equilibrium: bool = True
     input_multiple: Callable[["ConfigDict"], int] = _no_multiple
     input_size: Callable[["ConfigDict"], tuple[int, int] | None] = _any_size
+    shared_parameters: Callable[["ConfigDict"], SharedParameters] = _nothing_shared
     notes: Callable[["ConfigDict", bool], list[str]] = _no_notes
     deploy: Callable[..., tuple[dict, "ConfigDict"]] | None = None
 

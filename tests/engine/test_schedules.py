@@ -115,9 +115,36 @@ def test_cosine_that_counts_from_the_start():
     np.testing.assert_allclose(rate(100), 0.976e-3, rtol=1e-3)
 
 
-def test_warm_up_settings_without_a_warm_up():
-    with pytest.raises(ValueError, match=r"no effect with train\.warmup_steps=0"):
-        learning_rate(train_settings(schedule_from_start=True), 100)
+@pytest.mark.parametrize("from_start", [True, False])
+def test_first_step_at_full_rate(from_start):
+    fields = dict(learning_rate=1e-3, warmup_steps=10, schedule_from_start=from_start)
+    plain = learning_rate(train_settings(**fields), 100)
+    rate = learning_rate(train_settings(**fields, first_step_at_full_rate=True), 100)
+    np.testing.assert_allclose(rate(0), 1e-3)
+    np.testing.assert_allclose([rate(t) for t in range(1, 99)], [plain(t) for t in range(1, 99)])
+    np.testing.assert_allclose(rate(1), 1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["schedule_from_start", "first_step_at_full_rate"])
+def test_warm_up_settings_without_a_warm_up(field):
+    with pytest.raises(ValueError, match=rf"{field} has no effect with train\.warmup_steps=0"):
+        learning_rate(train_settings(**{field: True}), 100)
+
+
+def test_clipping_with_pytorchs_eps():
+    torch = pytest.importorskip("torch")
+    gradient = np.array([3e-7, 4e-7], np.float32)  # so small that eps shows
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.tensor(gradient)
+    torch.nn.utils.clip_grad_norm_([weight], 1e-7)
+    settings = train_settings(
+        optimizer="sgd", momentum=0.0, learning_rate=1.0, schedule="constant", grad_clip=1e-7
+    )
+    settings.grad_clip_eps = 1e-6
+    optimizer = build_optimizer(settings, 100)
+    params = {"w": jnp.zeros(2)}
+    updates, _ = optimizer.update({"w": jnp.asarray(gradient)}, optimizer.init(params), params)
+    np.testing.assert_allclose(-updates["w"], weight.grad, rtol=1e-5)
 
 
 def test_adamw_is_pytorchs_and_spares_biases_and_norms():

@@ -8,7 +8,7 @@ from mdeq_jax.layers.adaptive_softmax import AdaptiveSoftmax
 from mdeq_jax.models.deq_transformer.cell import CellSpec, TransformerCell
 from mdeq_jax.models.deq_transformer.network import DEQTransformer
 from mdeq_jax.models.deq_transformer.validate import WHERE, known_size, validate
-from mdeq_jax.models.family import Family
+from mdeq_jax.models.family import Family, SharedParameters
 from mdeq_jax.models.precision import PRECISIONS
 from mdeq_jax.solvers import build_solver
 
@@ -73,7 +73,7 @@ def stored_once(model: "ConfigDict") -> tuple[bool, ...]:
     return tuple(once and tied for tied in model.tie_projs)
 
 
-def shared_parameters(config: "ConfigDict") -> tuple[tuple[tuple[str, ...], ...], ...]:
+def shared_parameters(config: "ConfigDict") -> SharedParameters:
     """Groups of parameters that hold the same numbers: paths in "params".
 
     Each of a group has its own gradient and moments, and moves by the sum of all updates of the
@@ -132,11 +132,13 @@ DEQ_TRANSFORMER = Family(
     validate=validate,
     architecture_fields=_ARCHITECTURE_FIELDS,
     task="language_model",
+    shared_parameters=shared_parameters,
 )
 TRANSFORMER = Family(
     build=build_transformer,
     validate=validate,
     architecture_fields=_ARCHITECTURE_FIELDS,
     task="language_model",
+    shared_parameters=shared_parameters,
     has_equilibrium=False,
 )

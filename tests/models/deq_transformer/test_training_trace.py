@@ -10,11 +10,8 @@ import optax
 import pytest
 
 from mdeq_jax.convert import convert_state_dict, load_torch_file
-from mdeq_jax.engine.released_recipe import (
-    clip_total_norm,
-    sum_shared_updates,
-    warmup_then_cosine,
-)
+from mdeq_jax.engine.schedules import learning_rate
+from mdeq_jax.engine.state import build_optimizer
 from mdeq_jax.models import ForwardOptions
 from mdeq_jax.models.deq_transformer.build import build_deq_transformer, shared_parameters
 from tests.helpers.language import close, export_float64, import_float64, transformer_config
@@ -67,15 +64,17 @@ def make_step(model, optimizer, num_layers):
 def test_ten_training_steps(trace):
     settings, arrays, config, model, params = trace
     train, length = settings["training"], settings["model"]["tgt_len"]
-    schedule = warmup_then_cosine(
-        train["lr"], train["eta_min"], train["warmup_step"], train["max_step"]
+    config.train.update(
+        learning_rate=train["lr"],
+        end_learning_rate=train["eta_min"],
+        warmup_steps=train["warmup_step"],
+        schedule_from_start=True,
+        first_step_at_full_rate=True,
+        grad_clip=train["clip"],
+        grad_clip_eps=1e-6,
     )
-    optimizer = optax.chain(
-        clip_total_norm(train["clip"]),
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(schedule),
-        sum_shared_updates(shared_parameters(config)),
-    )
+    schedule = learning_rate(config.train, train["max_step"])
+    optimizer = build_optimizer(config.train, train["max_step"], shared_parameters(config))
     step = make_step(model, optimizer, settings["model"]["n_layer"])
     opt_state, tokens = optimizer.init(params), jnp.asarray(arrays["tokens"].T, jnp.int32)
     memory = model.empty_memory(tokens.shape[0], jnp.float64)
