@@ -80,7 +80,7 @@ def deploy(variables: Mapping, config: "ConfigDict", model: nn.Module, merge: Me
         `(variables, config)` of the merged network.
 
     Raises:
-        ValueError: the network is deployed already, or the variables are not its.
+        ValueError: the network is deployed already, or the variables are not its, or not finite.
     """
     if config.model.deployed:
         raise ValueError(
@@ -89,13 +89,29 @@ def deploy(variables: Mapping, config: "ConfigDict", model: nn.Module, merge: Me
         )
     variables = jax.tree.map(np.asarray, dict(variables))
     _check_variables(variables, config, model)
-    params, stats = _walk(variables["params"], variables["batch_stats"], merge, ())
-    merged = {"params": params, "batch_stats": stats} if stats else {"params": params}
     like = jax.tree.leaves(variables["params"])[0].dtype
+
+    def merge_to_type(params, stats, path):
+        merged = merge(params, stats, path)
+        _check_finite(merged, path)
+        return jax.tree.map(lambda array: array.astype(dtype or like), merged)
+
+    params, stats = _walk(variables["params"], variables["batch_stats"], merge_to_type, ())
+    merged = {"params": params, "batch_stats": stats} if stats else {"params": params}
+    if dtype is not None:
+        merged = jax.tree.map(lambda array: array.astype(dtype), merged)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.deployed = True
-    return jax.tree.map(lambda array: array.astype(dtype or like), merged), config
+    return merged, config
+
+
+def _check_finite(merged: dict | None, path: Path) -> None:
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(merged)):
+        raise ValueError(
+            f"{'/'.join(path)} cannot be merged: its weights are not finite, or a running variance "
+            "is negative."
+        )
 
 
 def _check_variables(variables: Mapping, config: "ConfigDict", model: nn.Module) -> None:

@@ -25,18 +25,24 @@ def validate_resnet(config: "ConfigDict") -> None:
     check_length("num_blocks", model.num_blocks, 4, "for each of the four stages")
     check_length("bottleneck_reduction", model.bottleneck_reduction, 2, "for stages 2 and 3")
     check_positive(model, ("groups", "global_reduction"))
+    if min(model.channels[1:]) < 4:
+        raise ValueError(
+            f"model.channels={tuple(model.channels)}: a stage has at least 4 channels."
+        )
     if model.block == "base":
         return
+    if model.block == "bottleneck" and min(model.bottleneck_reduction) < 1:
+        raise ValueError(
+            f"model.bottleneck_reduction={tuple(model.bottleneck_reduction)} must be positive."
+        )
     height, width = config.data.image_size
     for stage in REPMLP_STAGES:
         if model.num_blocks[stage - 1] < 2:
             continue  # its first block holds no RepMLP
         narrow = 8 if model.block == "light" else 4 * model.bottleneck_reduction[stage - 2]
-        check_groups(model.groups, model.channels[stage] // narrow)
         side = 2 ** (stage + 1)
-        check_partition(
-            -(-height // side), -(-width // side), tuple(model.partition), f"Stage {stage}"
-        )
+        size = (-(-height // side), -(-width // side))
+        _check_repmlp(model, model.channels[stage] // narrow, size, f"Stage {stage}")
 
 
 def validate_segmenter(config: "ConfigDict") -> None:
@@ -63,9 +69,29 @@ def validate_mlp(config: "ConfigDict") -> None:
     height, width = config.data.image_size
     for stage, (features, depth) in enumerate(zip(model.channels, model.num_blocks)):
         if depth:
-            check_groups(model.groups, features)
             size = (height >> stage, width >> stage)
-            check_partition(*size, tuple(model.partition), f"Stage {stage}")
+            _check_repmlp(model, features, size, f"Stage {stage}")
+
+
+def _check_repmlp(model: "ConfigDict", channels: int, size: tuple[int, int], where: str) -> None:
+    """Refuses a RepMLP that cannot be built for maps of this size.
+
+    Raises:
+        ValueError: names what does not fit.
+    """
+    if channels < 1:
+        raise ValueError(
+            f"{where}: its RepMLPs would have no channel. Raise model.channels, which is "
+            f"{tuple(model.channels)}."
+        )
+    check_groups(model.groups, channels)
+    check_partition(*size, tuple(model.partition), where)
+    partitions = size[0] * size[1] // (model.partition[0] * model.partition[1])
+    if partitions > 1 and channels * partitions < model.global_reduction:
+        raise ValueError(
+            f"model.global_reduction={model.global_reduction} leaves no hidden feature of the "
+            f"{channels * partitions} in {where.lower()}. Lower it."
+        )
 
 
 def check_common(config: "ConfigDict") -> None:

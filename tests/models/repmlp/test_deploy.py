@@ -17,6 +17,12 @@ NETWORKS = {
     "bottleneck": ("repmlp_resnet", RESNET | {"block": "bottleneck"}, 32),
     "base": ("repmlp_resnet", RESNET | {"block": "base"}, 32),
     "mlp": ("repmlp_mlp", dict(channels=(4, 8), num_blocks=(1, 2), partition=(4, 4)), 8),
+    "odd_mlp": (
+        "repmlp_mlp",
+        dict(channels=(5, 3), num_blocks=(1, 1), partition=(2, 4), kernels=(7,), groups=1),
+        8,
+    ),
+    "no_kernels": ("repmlpnet", NET | {"kernels": ()}, 16),
     "net": ("repmlpnet", NET, 16),
     "net_parts": ("repmlpnet", NET | {"partitions": (2, 2)}, 16),
     "segmenter": ("repmlp_segmenter", RESNET, 32),
@@ -42,8 +48,9 @@ def trained(config, dtype=np.float64):
         values = rng.normal(size=leaf.shape)
         if path[-1].key == "var":
             return (0.5 + np.abs(values)).astype(dtype)
-        size = np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 3
-        return (values / size).astype(dtype)
+        if leaf.ndim > 1:
+            return (values * np.sqrt(3 / np.prod(leaf.shape[:-1]))).astype(dtype)
+        return (float(path[-1].key == "scale") + 0.2 * values).astype(dtype)
 
     return jax.tree_util.tree_map_with_path(random, shapes)
 
@@ -56,6 +63,7 @@ def test_the_merged_network_computes_the_same(name, x64):
     images = np.random.default_rng(1).normal(size=(3, *config.data.image_size, 3))
     before = jax.jit(build_model(config).apply)(variables, images).logits
     after = jax.jit(build_model(deployed).apply)(merged, images).logits
+    assert np.std(before, axis=0).max() > 1e-3 * np.abs(before).max()  # the images matter
     np.testing.assert_allclose(after, before, rtol=1e-9, atol=1e-9 * np.abs(before).max())
     shapes = jax.eval_shape(build_model(deployed).init, jax.random.key(0), images)
     chex.assert_trees_all_equal_shapes(merged, shapes)
@@ -83,6 +91,36 @@ def test_deploying_twice():
         deploy(merged, config)
 
 
+def test_a_mixture_of_both_forms():
+    config = make_config("mlp")
+    variables = trained(config)
+    merged, _ = deploy(variables, config)
+    variables["params"]["stage0_repmlp1"] = merged["params"]["stage0_repmlp1"]
+    del variables["batch_stats"]["stage0_repmlp1"]
+    with pytest.raises(ValueError, match=r"(?s)stage0_repmlp1/fc3_norm/mean is missing.* more"):
+        deploy(variables, config)
+
+
+def test_weights_that_are_not_finite():
+    config = make_config("net")
+    variables = trained(config)
+    variables["batch_stats"]["backbone"]["stage1_0"]["repmlp"]["fc3_norm"]["var"][0] = -1
+    with (
+        pytest.warns(RuntimeWarning, match="invalid value"),
+        pytest.raises(ValueError, match=r"backbone/stage1_0/repmlp cannot be merged"),
+    ):
+        deploy(variables, config)
+
+
+def test_half_precision_keeps_the_statistics_that_stay():
+    config = make_config("net")
+    variables = trained(config, np.float32)
+    variables["params"] = jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables["params"])
+    merged, _ = deploy(variables, config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged["params"])} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged["batch_stats"])} == {np.dtype("float32")}
+
+
 def test_families_without_a_merged_form():
     with pytest.raises(ValueError, match=r"'mdeq_classifier' has no merged form; .*repmlpnet"):
         deploy({}, default.get_config())
@@ -97,6 +135,10 @@ BAD = [
     ("light", dict(num_blocks=(1, 1)), r"model\.num_blocks must have 4 entries"),
     ("light", dict(channels=(4, 16)), r"model\.channels must have 5 entries"),
     ("light", dict(global_reduction=0), r"model\.global_reduction must be at least 1; got 0"),
+    ("light", dict(global_reduction=65), r"global_reduction=65 leaves no hidden .* 8 in stage 2"),
+    ("light", dict(channels=(4, 4, 4, 4, 4)), r"Stage 2: its RepMLPs would have no channel"),
+    ("base", dict(channels=(4, 2, 4, 4, 4)), "a stage has at least 4 channels"),
+    ("bottleneck", dict(bottleneck_reduction=(0, 2)), r"bottleneck_reduction=\(0, 2\) must be"),
     ("mlp", dict(groups=3), "3 groups and 4 channels"),
     ("mlp", dict(partition=(3, 3)), "Stage 0 cuts .* 3x3"),
     ("net", dict(sharesets=(1, 3)), "3 sharesets and 8 channels"),
