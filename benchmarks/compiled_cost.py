@@ -93,7 +93,7 @@ def compile_training(config, batch_size: int, mesh):
     state = jax.eval_shape(lambda: init_state(model, optimizer, build_task(config), config))
     batch = jax.eval_shape(lambda: random_batch(config, batch_size))
     return _compile(
-        lambda state, batch: step(state, batch, False), mesh, state, batch, donate_argnums=0
+        lambda state, batch: step(state, (), batch, False), mesh, state, batch, donate_argnums=0
     )
 
 
@@ -104,7 +104,9 @@ def compile_inference(config, batch_size: int, mesh):
     images = jax.eval_shape(lambda: random_batch(config, batch_size))
     batch = {**images, "mask": jax.ShapeDtypeStruct((batch_size,), jnp.float32)}
     budget = config.solver.forward.max_steps
-    return _compile(lambda variables, batch: step(variables, batch, budget), mesh, variables, batch)
+    return _compile(
+        lambda variables, batch: step(variables, (), batch, budget), mesh, variables, batch
+    )
 
 
 def _compile(step, mesh, held, batch, **jit_options):

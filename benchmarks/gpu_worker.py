@@ -36,9 +36,9 @@ def call(mode: str, compiled, arguments: tuple, max_steps: int):
     """A function without arguments that runs a program, every solve with all of its steps."""
     if mode == "training":
         return train_step.repeat_step(compiled, arguments)
-    variables, batch, _ = arguments
+    *held, _ = arguments
     budget = devices.for_each_device(np.int32(max_steps))
-    return lambda: compiled(variables, batch, budget)
+    return lambda: compiled(*held, budget)
 
 
 def evaluations(mode: str, result) -> dict[str, int]:

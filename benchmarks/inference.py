@@ -36,21 +36,22 @@ def prepare_step(config, batch_size: int, network) -> tuple[Callable, tuple]:
         network: model and variables.
 
     Returns:
-        The step; its arguments: replicated variables, a batch, and the step budget, 1.
+        The step; its arguments: replicated variables, the empty carry, a batch, and the step
+        budget, 1.
     """
     devices.check_batch_size(batch_size, "--batch")
     model, variables = network
     step = devices.pmap(make_eval_step(model, build_task(config)))
     replicated = devices.replicate(variables)
     batch = devices.to_devices({**random_batch(config, batch_size), "mask": jnp.ones(batch_size)})
-    return step, (replicated, batch, devices.for_each_device(np.int32(1)))
+    return step, (replicated, (), batch, devices.for_each_device(np.int32(1)))
 
 
 def compile_step(config, batch_size: int, network) -> tuple:
     """`prepare_step`, compiled.
 
     Returns:
-        `(step_budget) -> (sums, per_sample)`; seconds of compiling; the compiled step.
+        `(step_budget) -> (sums, per_sample, carry)`; seconds of compiling; the compiled step.
     """
     step, arguments = prepare_step(config, batch_size, network)
     start = time.perf_counter()
@@ -58,7 +59,7 @@ def compile_step(config, batch_size: int, network) -> tuple:
     seconds = time.perf_counter() - start
 
     def infer(step_budget: int):
-        return compiled(*arguments[:2], devices.for_each_device(np.int32(step_budget)))
+        return compiled(*arguments[:3], devices.for_each_device(np.int32(step_budget)))
 
     return infer, seconds, compiled
 

@@ -33,20 +33,20 @@ def prepare_step(config, batch_size: int) -> tuple[Callable, tuple]:
     """The training step that `train.py` maps over the devices, not yet traced.
 
     Returns:
-        The step; its arguments: a replicated state (which a call donates), a batch, and False for
-        the equilibrium phase (static).
+        The step; its arguments: a replicated state (which a call donates), the empty carry, a
+        batch, and False for the equilibrium phase (static).
     """
     devices.check_batch_size(batch_size, "--batch")
     optimizer = build_optimizer(config.train, NUM_STEPS)
     model = build_model(training_config(config))
     step = devices.pmap(
         make_train_step(model, optimizer, build_task(config), config, STEPS_PER_EPOCH),
-        static_argnums=(2,),
-        donate_argnums=(0,),
+        static_argnums=(3,),
+        donate_argnums=(0, 1),
     )
     state = devices.replicate(init_state(model, optimizer, build_task(config), config))
     batch = devices.to_devices(random_batch(config, batch_size))
-    return step, (state, batch, False)
+    return step, (state, (), batch, False)
 
 
 def repeat_step(compiled, arguments: tuple) -> Callable:
@@ -56,11 +56,11 @@ def repeat_step(compiled, arguments: tuple) -> Callable:
         compiled: the compiled step.
         arguments: of `prepare_step`; every step takes the same batch.
     """
-    state, batch, *_ = arguments
+    state, carry, batch, *_ = arguments
     held = [state]
 
     def take():
-        held[0], report = compiled(held[0], batch)
+        held[0], _, report = compiled(held[0], carry, batch)
         return report
 
     return take

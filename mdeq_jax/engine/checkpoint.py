@@ -1,7 +1,8 @@
 """Orbax checkpoints of training: the newest ones, and the best by the task's primary metric.
 
-workdir/checkpoints/STEP   "variables", "average" (if one is kept), "optimizer", and "data", the
-                           position of the input pipeline
+workdir/checkpoints/STEP   "variables", "average" (if one is kept), "optimizer", "data", the
+                           position of the input pipeline, and "carry" (if there is one), which the
+                           last batch leaves to the next one: the rows of all hosts
 workdir/best/STEP          "variables" or "average", and "score", the metric
 
 Orbax writes a checkpoint under another name and renames it once it is complete. A folder whose name
@@ -18,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from mdeq_jax.engine.state import TrainState
+from mdeq_jax.tree import PyTree
 
 NEWEST, BEST = "checkpoints", "best"
 
@@ -54,12 +56,13 @@ class Checkpoints:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data_state: dict) -> None:
+    def save(self, state: TrainState, data_state: dict, carry: PyTree = ()) -> None:
         """Starts saving in the background; `wait` or `close` ends it.
 
         Args:
             state: `TrainState` on the host.
             data_state: JSON-serialisable position of the input pipeline.
+            carry: what the last batch leaves to the next one, on the host, rows of all hosts.
 
         Raises:
             CheckpointError: this one or the one before could not be written.
@@ -71,6 +74,8 @@ class Checkpoints:
         }
         if state.average:
             items["average"] = ocp.args.StandardSave(state.average)
+        if leaves := _carry_item(carry):
+            items["carry"] = ocp.args.StandardSave(leaves)
         self._save(int(state.step), items)
 
     def save_scored(self, state: TrainState, score: float) -> None:
@@ -127,6 +132,31 @@ class Checkpoints:
             skipped_in_a_row=restored.optimizer["skipped_in_a_row"],
         )
         return state, restored.data
+
+    def restore_carry(self, initial: PyTree) -> PyTree:
+        """The carry of the newest checkpoint; `initial` if it was saved without one.
+
+        Args:
+            initial: of the same structure, shapes and types, rows of all hosts.
+
+        Raises:
+            ValueError: it has other shapes.
+        """
+        step, item = self._step(None), _carry_item(initial)
+        if not item or not (self.path / str(step) / "carry").is_dir():
+            return initial
+        args = ocp.args.Composite(carry=ocp.args.StandardRestore(_abstract(item)))
+        try:
+            restored: Any = self._manager.restore(step, args=args)
+        except ValueError as error:
+            raise ValueError(
+                f"What the run in {self.path} carries from batch to batch has other shapes with "
+                f"this config: {_first_line(error)} Resume with the settings that it was made with."
+            ) from error
+        leaves, structure = jax.tree.flatten(initial)
+        return structure.unflatten(
+            restored.carry.get(str(i), leaf) for i, leaf in enumerate(leaves)
+        )
 
     def restore_variables(self, like: dict, step: int | None = None) -> tuple[dict, int]:
         """The variables of a checkpoint (its moving average, if one was kept), and its step.
@@ -220,6 +250,11 @@ def _optimizer_item(state: TrainState) -> dict:
         "state": state.opt_state,
         "skipped_in_a_row": state.skipped_in_a_row,
     }
+
+
+def _carry_item(carry: PyTree) -> dict:
+    """The arrays of a carry by number, without empty ones, which Orbax does not write."""
+    return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry)) if leaf.size}
 
 
 def _first_line(error: Exception) -> str:

@@ -34,6 +34,8 @@ class Evaluator:
         batch_size = config.eval.batch_size or config.train.batch_size
         devices.check_batch_size(batch_size, "eval.batch_size")
         self._config, self._task = config, task
+        rows = batch_size // jax.process_count()
+        self._initial_carry = lambda: devices.split(task.initial_carry(model, rows))
         self._loader = EvalLoader(
             dataset,
             batch_size,
@@ -67,6 +69,7 @@ class Evaluator:
         limit = step_budget or self._config.solver.forward.max_steps
         budget = devices.for_each_device(np.int32(limit))
         sums, rows, seconds = {}, [], []
+        carry = self._initial_carry()
         first = contextlib.nullcontext()
         if not self._compiled:
             first = announced("evaluation", replicated_variables, self._config)
@@ -74,7 +77,9 @@ class Evaluator:
             clock = time.perf_counter()
             for batch, _ in batches:
                 with first:
-                    batch_sums, per_sample = self._step(replicated_variables, batch, budget)
+                    batch_sums, per_sample, carry = self._step(
+                        replicated_variables, carry, batch, budget
+                    )
                 first, self._compiled = contextlib.nullcontext(), True
                 for name, value in devices.unreplicate(batch_sums).items():
                     sums[name] = sums.get(name, 0) + value.astype(np.float64)

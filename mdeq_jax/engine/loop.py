@@ -27,6 +27,7 @@ from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.runtime.hosts import log
 from mdeq_jax.runtime.interrupt import InterruptFlag
 from mdeq_jax.tasks import Task, build_task
+from mdeq_jax.tree import PyTree
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
@@ -73,14 +74,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
         best = stack.enter_context(Checkpoints(workdir, folder=BEST, keep=1))
         flag = stack.enter_context(InterruptFlag())
-        state = _start(config, workdir, state, loader, checkpoints, num_steps)
+        carry = task.initial_carry(model, config.train.batch_size)
+        state, carry = _start(config, workdir, (state, carry), loader, checkpoints, num_steps)
         write_config(workdir, config)
         if hosts.is_primary():
             dataset.save_to(workdir)
         run = TrainingRun(
             config, workdir, num_steps, loader, task, optimizer, evaluator, checkpoints, best
         )
-        state, metrics = run.train(state, flag)
+        state, metrics = run.train(state, hosts.own_rows(carry), flag)
     if metrics is None:  # it had ended before
         metrics = evaluator(devices.replicate(state.eval_variables))
     if hosts.is_primary():
@@ -132,26 +134,27 @@ def _announce(
 def _start(
     config: ConfigDict,
     workdir: Path,
-    state: TrainState,
+    initial: tuple[TrainState, PyTree],
     loader: TrainLoader,
     checkpoints: Checkpoints,
     num_steps: int,
-) -> TrainState:
-    """The state to train from: of `workdir`, of another network, or fresh."""
+) -> tuple[TrainState, PyTree]:
+    """State and carry to train from: of `workdir`, of another network, or the initial ones."""
+    state, carry = initial
     newest = checkpoints.latest_step()
     if newest == 0:  # a converted network
         variables, _ = checkpoints.restore_variables(state.variables)
         log("Starting from the network in the work directory, with a fresh optimiser.")
-        return state.starting_from(variables)
+        return state.starting_from(variables), carry
     if newest is not None:
         check_resumable(workdir, config)
         state, data_state = checkpoints.restore(state)
         loader.set_state(data_state)
         log(f"Resuming from step {int(state.step):,} of {num_steps:,}.")
-        return state
+        return state, checkpoints.restore_carry(carry)
     if config.init.from_checkpoint:
-        return start_from_checkpoint(state, config)
-    return state
+        return start_from_checkpoint(state, config), carry
+    return state, carry
 
 
 def _finish(

@@ -29,6 +29,7 @@ from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.runtime.interrupt import Interrupted, InterruptFlag
 from mdeq_jax.tasks import Task
+from mdeq_jax.tree import PyTree
 
 
 class TrainingDiverged(FloatingPointError):
@@ -92,7 +93,7 @@ class TrainingRun:
         self._checkpoints, self._best = checkpoints, best
         model = build_model(training_config(config))
         step = make_train_step(model, optimizer, task, config, loader.steps_per_epoch)
-        self._train_step = devices.pmap(step, static_argnums=(2,), donate_argnums=(0,))
+        self._train_step = devices.pmap(step, static_argnums=(3,), donate_argnums=(0, 1))
         self._rate = learning_rate(config.train, num_steps)
         self._eval_every = self._every(config.eval.every_epochs)
         self._save_every = self._every(config.checkpoint.every_epochs)
@@ -104,10 +105,17 @@ class TrainingRun:
             return self._num_steps + 1
         return max(1, round(epochs * self._loader.steps_per_epoch))
 
-    def train(self, state: TrainState, flag: InterruptFlag) -> tuple[TrainState, dict | None]:
+    def train(
+        self, state: TrainState, carry: PyTree, flag: InterruptFlag
+    ) -> tuple[TrainState, dict | None]:
         """Trains from `state` to the end; returns the last state and metrics.
 
         The metrics are None if there is no step left.
+
+        Args:
+            state: on the host.
+            carry: what the batch before has left, this host's rows.
+            flag: of an interrupt.
 
         Raises:
             Interrupted: the flag was raised; a checkpoint has been written.
@@ -118,6 +126,7 @@ class TrainingRun:
         if start >= self._num_steps:
             return state, None
         self._state, self._metrics = devices.replicate(state), None
+        self._carry = devices.split(carry)
         self._score = self._best.best_score()
         self._pending, self._healthy = [], True
         anyone = devices.Agreement()
@@ -134,7 +143,7 @@ class TrainingRun:
                 self._collect(0 if any(due) else 1, bar)
                 bar.update()
                 if due.saves and (self._healthy or stop):
-                    self._checkpoints.save(devices.unreplicate(self._state), data_state or {})
+                    self._save(data_state or {})
                 if stop and step < self._num_steps:
                     self._checkpoints.wait()
                     raise Interrupted(step, self._checkpoints.path, flag.received)
@@ -145,6 +154,10 @@ class TrainingRun:
                     self._log_steps(writer, step, self._since_log)
                     self._since_log = _Window(batches)
         return devices.unreplicate(self._state), self._metrics
+
+    def _save(self, data_state: dict) -> None:
+        carry = hosts.gather(devices.join(self._carry))
+        self._checkpoints.save(devices.unreplicate(self._state), data_state, carry)
 
     def _bar(self, start: int) -> tqdm:
         return tqdm(
@@ -172,7 +185,9 @@ class TrainingRun:
             self._compiled.add(phase)
             first = announced(phase, self._state.variables, self._config)
         with first:
-            self._state, report = self._train_step(self._state, batch, pretraining)
+            self._state, self._carry, report = self._train_step(
+                self._state, self._carry, batch, pretraining
+            )
         self._pending.append(report)
 
     def _collect(self, keep: int, bar: tqdm) -> None:

@@ -21,6 +21,7 @@ from mdeq_jax.models import ForwardOptions
 from mdeq_jax.parallel import device_index, mean_over_devices, sum_over_devices
 from mdeq_jax.solvers import Solution
 from mdeq_jax.tasks import Task
+from mdeq_jax.tree import PyTree
 
 
 class Report(NamedTuple):
@@ -68,11 +69,13 @@ def make_train_step(
     config: ConfigDict,
     steps_per_epoch: int,
 ) -> Callable:
-    """Returns `train_step(state, batch, pretraining) -> (state, report)`.
+    """Returns `train_step(state, carry, batch, pretraining) -> (state, carry, report)`.
 
+    `carry` is what the batch before left to this device's examples, see `Task.initial_carry`.
     `pretraining` (static) selects the pretraining phase: `train.pretrain_layers` applications of
     the cell instead of the solver. An update whose loss or gradient is not finite is left out: the
-    step counts, nothing else changes. The report is a `Report`.
+    step counts, the carry becomes the initial one, and nothing else changes. The report is a
+    `Report`.
 
     Args:
         model: made from `training_config(config)`.
@@ -87,13 +90,21 @@ def make_train_step(
     if config.train.accumulate_steps > 1:
         backward = _accumulate(backward, task, config.train.accumulate_steps)
 
-    def train_step(state: TrainState, batch: dict, pretraining: bool) -> tuple[TrainState, Report]:
+    def train_step(
+        state: TrainState, carry: PyTree, batch: dict, pretraining: bool
+    ) -> tuple[TrainState, PyTree, Report]:
         draws = draw(state.step)
         if task.augments:
             batch = task.augment(batch, augment_key(state.step))
-        first_sample = device_index() * task.batch_size(batch)
-        grads, stats, report = backward(
-            state.params, state.batch_stats, batch, draws, first_sample, pretraining
+        size = task.batch_size(batch)
+        first_sample = device_index() * size
+        grads, stats, carry, report = backward(
+            state.params,
+            state.batch_stats,
+            task.with_carry(batch, carry),
+            draws,
+            first_sample,
+            pretraining,
         )
         grads, stats = mean_over_devices((grads, stats))
         scalars = mean_over_devices(report.scalars)
@@ -106,7 +117,8 @@ def make_train_step(
         # The same on every device, as both are means over them.
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
         kept = {name: getattr(state, name) for name in moved}
-        moved = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
+        moved = _where(finite, moved, kept)
+        carry = _where(finite, carry, task.initial_carry(model, size))
         skipped_in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         new_state = state.replace(step=state.step + 1, skipped_in_a_row=skipped_in_a_row, **moved)
         scalars |= {
@@ -114,9 +126,14 @@ def make_train_step(
             "skipped": 1.0 - finite,
             "skipped_in_a_row": skipped_in_a_row,
         }
-        return new_state, Report(scalars, report.per_sample, sum_over_devices(report.sums))
+        sums = sum_over_devices(report.sums)
+        return new_state, carry, Report(scalars, report.per_sample, sums)
 
     return train_step
+
+
+def _where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
 
 
 def _moving_average(state: TrainState, params, stats, decay: float) -> dict:
@@ -154,8 +171,8 @@ def _make_augment_key(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 def _make_backward(model: nn.Module, task: Task, config: ConfigDict) -> Callable:
     """Returns `backward(params, batch_stats, batch, draws, first_sample, pretraining)`.
 
-    It computes the gradient of this device's loss, the new batch statistics and a `Report` of this
-    device. `first_sample` is the index of its first sample in the global batch.
+    It computes the gradient of this device's loss, the new batch statistics, the next carry and a
+    `Report` of this device. `first_sample` is the index of its first sample in the global batch.
     """
     layers = config.train.pretrain_layers
 
@@ -193,7 +210,8 @@ def _make_backward(model: nn.Module, task: Task, config: ConfigDict) -> Callable
             scalars |= solve_scalars
         sums = task.metric_sums(out, {**batch, "mask": jnp.ones(size)})
         sums = {**sums, "count": jnp.float32(size)}
-        return grads, mutated.get("batch_stats", {}), Report(scalars, per_sample, sums)
+        report = Report(scalars, per_sample, sums)
+        return grads, mutated.get("batch_stats", {}), task.next_carry(out), report
 
     return backward
 
@@ -226,32 +244,36 @@ def _accumulate(backward: Callable, task: Task, parts: int) -> Callable:
         def one(carry, inputs):
             total, stats = carry
             piece, index = inputs
-            grads, stats, report = backward(
+            grads, stats, left, report = backward(
                 params, stats, piece, draws, first_sample + index * size, pretraining
             )
-            return (jax.tree.map(jnp.add, total, grads), stats), report
+            return (jax.tree.map(jnp.add, total, grads), stats), (left, report)
 
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
-        (total, stats), reports = lax.scan(one, start, (pieces, jnp.arange(parts)))
+        (total, stats), (left, reports) = lax.scan(one, start, (pieces, jnp.arange(parts)))
         report = Report(
             scalars={name: jnp.mean(value) for name, value in reports.scalars.items()},
             per_sample={name: value.reshape(-1) for name, value in reports.per_sample.items()},
             sums={name: jnp.sum(value, axis=0) for name, value in reports.sums.items()},
         )
-        return jax.tree.map(lambda x: x / parts, total), stats, report
+        left = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), left)
+        return jax.tree.map(lambda x: x / parts, total), stats, left, report
 
     return accumulated
 
 
 def make_eval_step(model: nn.Module, task: Task) -> Callable:
-    """Returns `eval_step(variables, batch, step_budget) -> (sums, per_sample)`.
+    """Returns `eval_step(variables, carry, batch, step_budget) -> (sums, per_sample, carry)`.
 
-    `sums` are over the examples of "mask" on all devices, with "count". `per_sample` is of this
-    device: "mask" and, if the model solves for an equilibrium, "rel_residual", "steps", "status"
-    and "nfe", each `[B]`.
+    `carry` is what the batch before left to this device's examples. `sums` are over the examples of
+    "mask" on all devices, with "count". `per_sample` is of this device: "mask" and, if the model
+    solves for an equilibrium, "rel_residual", "steps", "status" and "nfe", each `[B]`.
     """
 
-    def eval_step(variables: dict, batch: dict, step_budget: jax.Array) -> tuple[dict, dict]:
+    def eval_step(
+        variables: dict, carry: PyTree, batch: dict, step_budget: jax.Array
+    ) -> tuple[dict, dict, PyTree]:
+        batch = task.with_carry(batch, carry)
         out = task.infer(model, variables, task.inputs(batch), step_budget)
         sums = {**task.metric_sums(out, batch), "count": jnp.sum(batch["mask"])}
         per_sample = {"mask": batch["mask"]}
@@ -262,6 +284,6 @@ def make_eval_step(model: nn.Module, task: Task) -> Callable:
                 "status": solution.status,
                 "nfe": jnp.broadcast_to(solution.nfe, solution.steps.shape),
             }
-        return sum_over_devices(sums), per_sample
+        return sum_over_devices(sums), per_sample, task.next_carry(out)
 
     return eval_step

@@ -61,6 +61,20 @@ def to_devices(batch: dict) -> dict:
     )
 
 
+def split(tree):
+    """`[B, ...]` of this host to `[devices, B / devices, ...]`, placed as steps return arrays."""
+    if not jax.tree.leaves(tree):
+        return tree
+    count = jax.local_device_count()
+    parts = jax.tree.map(lambda x: np.reshape(x, (count, -1, *np.shape(x)[1:])), tree)
+    return pmap(lambda x: x)(parts)  # see `replicate`
+
+
+def join(tree):
+    """`[devices, B / devices, ...]` to `[B, ...]` of this host, on the host."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), fetch(tree))
+
+
 class Agreement:
     """Whether any host has raised its flag; all hosts get the same answer.
 

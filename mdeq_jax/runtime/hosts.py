@@ -9,6 +9,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from mdeq_jax.tree import PyTree
+
 
 def initialize_distributed(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
@@ -67,7 +69,7 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def gather(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def gather(rows: PyTree) -> PyTree:
     """`[N, ...]` of every process, joined along the first axis in the order of the processes.
 
     Every process must call it with arrays of the same shapes.
@@ -75,7 +77,17 @@ def gather(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if jax.process_count() == 1:
         return rows
     joined = multihost_utils.process_allgather(rows)
-    return {name: np.concatenate(list(value)) for name, value in joined.items()}
+    return jax.tree.map(lambda value: np.concatenate(list(value)), joined)
+
+
+def own_rows(rows: PyTree) -> PyTree:
+    """This process's part of what `gather` returned."""
+
+    def part(x):
+        count = len(x) // jax.process_count()
+        return x[jax.process_index() * count :][:count]
+
+    return jax.tree.map(part, rows)
 
 
 def wait_for_all(name: str) -> None:

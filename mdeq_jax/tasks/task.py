@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset
 from mdeq_jax.models import ForwardOptions, ModelOutput
+from mdeq_jax.tree import PyTree
 
 
 class Metric(NamedTuple):
@@ -142,6 +143,41 @@ class Task(abc.ABC):
         """
         del key
         return batch
+
+    def initial_carry(self, model: nn.Module, batch_size: int) -> PyTree:
+        """What the first batch finds, of what a batch leaves to the next one.
+
+        Row i of a batch may continue row i of the batch before, in training as in evaluation. The
+        carry holds what the model knows of that. It is kept in checkpoints.
+
+        Args:
+            model: of `build_model`.
+            batch_size: number of examples.
+
+        Returns:
+            A pytree of `[batch_size, ...]` arrays; empty if each batch stands alone.
+        """
+        del model, batch_size
+        return ()
+
+    def with_carry(self, batch: dict, carry: PyTree) -> dict:
+        """A batch with what the one before has left, for `inputs`.
+
+        Args:
+            batch: without it; `inputs` must accept that too.
+            carry: of `initial_carry`, or of `next_carry` for the batch before.
+        """
+        del carry
+        return batch
+
+    def next_carry(self, outputs: ModelOutput) -> PyTree:
+        """What a batch leaves to the next one: arrays of the shapes of `initial_carry`'s.
+
+        Args:
+            outputs: of `infer`, or of a training step.
+        """
+        del outputs
+        return ()
 
     @abc.abstractmethod
     def loss(self, outputs: ModelOutput, batch: dict) -> jax.Array:

@@ -67,7 +67,7 @@ class Run(NamedTuple):
             rows = slice(n * BATCH, (n + 1) * BATCH)
             images = (trace["x"][None, rows] / 255 - np.asarray(MEAN)) / np.asarray(STD)
             batch = {"image": images, "label": trace["y"][None, rows].astype(np.int32)}
-            state, report = self.step(state, batch, pretraining)
+            state, _, report = self.step(state, (), batch, pretraining)
             losses.append(devices.unreplicate(report.scalars)["loss"])
         return self._replace(state=state, losses=np.asarray(losses))
 
@@ -94,7 +94,7 @@ def pretrained(reference_dir, trace):
     variables = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), variables)
     step = devices.pmap(
         make_train_step(build_model(config), optimizer, build_task(config), config, 10),
-        static_argnums=(2,),
+        static_argnums=(3,),
     )
     state = devices.replicate(make_state(variables, optimizer))
     start = Run(np.zeros(0), state, config, step)

@@ -153,12 +153,12 @@ def test_original_training(variant):
         "label": trace["y"][40:48].astype(np.int32),
     }
     step = devices.pmap(
-        make_train_step(model, optimizer, build_task(config), config, 40), static_argnums=(2,)
+        make_train_step(model, optimizer, build_task(config), config, 40), static_argnums=(3,)
     )
-    arguments = devices.replicate(state), devices.to_devices(batch)
+    arguments = devices.replicate(state), (), devices.to_devices(batch)
     compiled = step.lower(*arguments, False).compile(compiler_options=options)
     for _ in range(2):
-        _, report = compiled(*arguments)
+        _, _, report = compiled(*arguments)
         loss = float(jax.device_get(report.scalars["loss"])[0])
         np.testing.assert_allclose(loss, trace["losses"][5], rtol=1e-4)
         assert (jax.device_get(report.per_sample["forward/rel_residual"]) < 1e-5).all()
