@@ -142,6 +142,9 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
             unit=placeholder(str),  # text: "word" or "character"; None: the set's usual
             segment_length=placeholder(int),  # text: tokens of a training segment; None: 64
             eval_segment_length=placeholder(int),  # text: in evaluation; None: as in training
+            # text: an evaluated segment begins so many tokens after the one before, and the tokens
+            # that both hold are only context; None: segments do not overlap, memory connects them
+            eval_stride=placeholder(int),
             train_split=placeholder(str),  # wikitext103, tfds_text: None: "train"
             tfds_name=placeholder(str),  # tfds_text: name of the set, with its config
             tfds_feature=placeholder(str),  # tfds_text: feature with the text; None: "text"

@@ -5,14 +5,12 @@ from mdeq_jax.extras import require_extra
 require_extra("train", "mdeq_jax.eval", ("absl", "ml_collections"))
 
 import json
-import re
 import sys
 from pathlib import Path
 
 from absl import flags, logging
 
 from mdeq_jax import pretrained, training
-from mdeq_jax.engine import saved_config
 from mdeq_jax.engine.writers import finite
 from mdeq_jax.runtime import command_line
 from mdeq_jax.runtime.compilation import (
@@ -20,6 +18,7 @@ from mdeq_jax.runtime.compilation import (
     choose_loop_graphs,
     keep_compiled_programs,
 )
+from mdeq_jax.tasks import GenerationRequest
 
 _CONFIG = command_line.define_config()
 _WORKDIR = command_line.define_path(
@@ -53,20 +52,16 @@ _SPLIT = command_line.define_path(
     "split",
     "Evaluate on this split of the data set, e.g. train or test; of image_folder, on this folder.",
 )
+_GENERATE = flags.DEFINE_integer(
+    "generate", None, "Language models: make a text of this many tokens; WORKDIR/samples.txt."
+)
+_SAMPLING = {
+    "prompt": flags.DEFINE_string("prompt", "", "--generate: how the text begins."),
+    "temperature": flags.DEFINE_float("temperature", 1.0, "--generate: 0: the most likely tokens."),
+    "top_k": flags.DEFINE_integer("top_k", None, "--generate: draw among so many tokens only."),
+    "num_samples": flags.DEFINE_integer("num_samples", 1, "--generate: texts, made at once."),
+}
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
-
-
-def _with_pretrained(argv: list[str]) -> list[str]:
-    """`argv` with the folder of `--pretrained`, downloaded if need be, and with its config."""
-    for i, argument in enumerate(argv):
-        name, _, source = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "pretrained" and source:
-            # What eval.py writes, such as sweep.png, goes to the folder too.
-            folder = pretrained.resolve(source, local_dir=f"runs/{source.replace('/', '--')}")
-            argv = [*argv[:i], f"--pretrained={folder}", *argv[i + 1 :]]
-            if not any(re.match(r"--?config(=|$)", other) for other in argv):
-                argv.insert(1, f"--config={saved_config.__file__}:{folder}")
-    return argv
 
 
 def main(_):
@@ -82,6 +77,11 @@ def main(_):
         if _PREDICT.value is not None:
             print(training.predict(config, workdir, _PREDICT.value, checkpoint=checkpoint))
             return
+        if _GENERATE.value is not None:
+            chosen = {name: flag.value for name, flag in _SAMPLING.items()}
+            request = GenerationRequest(_GENERATE.value, seed=config.seed, **chosen)
+            print(training.generate(config, workdir, request, checkpoint=checkpoint))
+            return
         if _SAVE_PREDICTIONS.value is not None:
             folder = _SAVE_PREDICTIONS.value
             metrics = training.save_predictions(config, workdir, folder, checkpoint=checkpoint)
@@ -95,9 +95,10 @@ def main(_):
 
 def run():
     """Parses the command line and evaluates."""
-    flags.mark_flags_as_mutual_exclusive(["predict", "save_predictions", "sweep_steps"])
+    exclusive = ["predict", "save_predictions", "sweep_steps", "generate"]
+    flags.mark_flags_as_mutual_exclusive(exclusive)
     flags.mark_flags_as_mutual_exclusive(["pretrained", "workdir"])
-    command_line.run(main, __name__, prepare=_with_pretrained)
+    command_line.run(main, __name__, prepare=pretrained.complete_arguments)
 
 
 if __name__ == "__main__":

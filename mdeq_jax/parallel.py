@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 PyTree = Any
@@ -23,6 +24,20 @@ def sum_over_devices(tree: PyTree) -> PyTree:
 def max_over_devices(tree: PyTree) -> PyTree:
     """The maximum of every array over all devices."""
     return lax.pmax(tree, BATCH_AXIS)
+
+
+def global_mean(values: jax.Array, counts: jax.Array) -> jax.Array:
+    """This device's share of Σ values / Σ counts over all devices; 0 where Σ counts is 0.
+
+    Args:
+        values: `[...]`.
+        counts: `[...]`, constants for the derivative.
+
+    Returns:
+        Scalar, whose mean over the devices is the quotient.
+    """
+    total = lax.stop_gradient(sum_over_devices(jnp.sum(counts)))
+    return jnp.sum(values) * num_devices() / jnp.where(total > 0, total, 1.0)
 
 
 def gather_over_devices(x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from mdeq_jax.engine import saved_config
 from mdeq_jax.engine.evaluation import load_checkpoint
 from mdeq_jax.engine.saved_config import read_config
 from mdeq_jax.engine.state import variable_shapes
@@ -205,3 +206,16 @@ def _last_evaluation(workdir: Path, step: int) -> dict | None:
     lines = path.read_text().splitlines() if path.exists() else []
     found = [entry for entry in map(json.loads, lines) if "eval/loss" in entry]
     return next((entry for entry in reversed(found) if entry["step"] == step), None)
+
+
+def complete_arguments(argv: list[str]) -> list[str]:
+    """`argv` with the folder of `--pretrained`, downloaded if need be, and with its config."""
+    for i, argument in enumerate(argv):
+        name, _, source = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "pretrained" and source:
+            # What eval.py writes, such as sweep.png, goes to the folder too.
+            folder = resolve(source, local_dir=f"runs/{source.replace('/', '--')}")
+            argv = [*argv[:i], f"--pretrained={folder}", *argv[i + 1 :]]
+            if not any(re.match(r"--?config(=|$)", other) for other in argv):
+                argv.insert(1, f"--config={saved_config.__file__}:{folder}")
+    return argv

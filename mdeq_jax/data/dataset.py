@@ -22,6 +22,7 @@ OPTIONAL_FIELDS = (
     "eval_image_size",
     "eval_segment_length",
     "eval_split",
+    "eval_stride",
     "rand_augment",
     "rand_augment_magnitude",
     "scale_factor",

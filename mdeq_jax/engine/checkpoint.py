@@ -76,6 +76,7 @@ class Checkpoints:
             items["average"] = ocp.args.StandardSave(state.average)
         if leaves := _carry_item(carry):
             items["carry"] = ocp.args.StandardSave(leaves)
+            items["carry_shapes"] = ocp.args.JsonSave(_shapes(leaves))
         self._save(int(state.step), items)
 
     def save_scored(self, state: TrainState, score: float) -> None:
@@ -145,14 +146,17 @@ class Checkpoints:
         step, item = self._step(None), _carry_item(initial)
         if not item or not (self.path / str(step) / "carry").is_dir():
             return initial
-        args = ocp.args.Composite(carry=ocp.args.StandardRestore(_abstract(item)))
-        try:
-            restored: Any = self._manager.restore(step, args=args)
-        except ValueError as error:
+        args = ocp.args.Composite(
+            carry=ocp.args.StandardRestore(_abstract(item)),
+            carry_shapes=ocp.args.JsonRestore(),  # Orbax would cut or pad other shapes
+        )
+        restored: Any = self._manager.restore(step, args=args)
+        if restored.carry_shapes != _shapes(item):
             raise ValueError(
                 f"What the run in {self.path} carries from batch to batch has other shapes with "
-                f"this config: {_first_line(error)} Resume with the settings that it was made with."
-            ) from error
+                f"this config: {restored.carry_shapes} there, {_shapes(item)} here. Resume with "
+                "the settings that it was made with."
+            )
         leaves, structure = jax.tree.flatten(initial)
         return structure.unflatten(
             restored.carry.get(str(i), leaf) for i, leaf in enumerate(leaves)
@@ -255,6 +259,10 @@ def _optimizer_item(state: TrainState) -> dict:
 def _carry_item(carry: PyTree) -> dict:
     """The arrays of a carry by number, without empty ones, which Orbax does not write."""
     return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry)) if leaf.size}
+
+
+def _shapes(leaves: dict) -> dict[str, list[int]]:
+    return {name: list(leaf.shape) for name, leaf in leaves.items()}
 
 
 def _first_line(error: Exception) -> str:

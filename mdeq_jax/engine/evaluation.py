@@ -6,20 +6,20 @@ from pathlib import Path
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from mdeq_jax.data import load_dataset
 from mdeq_jax.diagnostics import sweep
 from mdeq_jax.engine.checkpoint import BEST, NEWEST, Checkpoints
 from mdeq_jax.engine.config_lint import unused_settings
 from mdeq_jax.engine.evaluator import Evaluator
+from mdeq_jax.engine.prepare import prepare
 from mdeq_jax.engine.report import describe_evaluation
 from mdeq_jax.engine.state import variable_shapes
 from mdeq_jax.engine.validate import check_evaluation
 from mdeq_jax.engine.weights_file import WEIGHTS_FILE, read_weights
-from mdeq_jax.engine.workdir import check_architecture
+from mdeq_jax.engine.workdir import check_architecture, with_saved_fields
 from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices
 from mdeq_jax.runtime.hosts import is_primary, log
-from mdeq_jax.tasks import TrainedModel, build_task
+from mdeq_jax.tasks import GenerationRequest, TrainedModel, build_task
 
 
 def evaluate(
@@ -52,11 +52,10 @@ def evaluate(
     if numbers:
         config = sweep.sweep_config(config, numbers)
     check_evaluation(config)
-    model, task = build_model(config), build_task(config)
+    config = with_saved_fields(workdir, config)
+    model = build_model(config)
     variables, step = load_checkpoint(config, workdir, model, checkpoint)
-    dataset = load_dataset(config.data)
-    task.check_data(dataset)
-    dataset.check_workdir(workdir)
+    config, task, dataset = prepare(config, workdir)
     for line in dataset.notes:
         log(line)
     for line in unused_settings(config, training=False):
@@ -103,6 +102,33 @@ def predict(
     return task.predict(trained, source, Path(workdir))
 
 
+def generate(
+    config: ConfigDict,
+    workdir: str | Path,
+    request: GenerationRequest,
+    *,
+    checkpoint: str = "latest",
+) -> str:
+    """Makes new examples, and writes them into `workdir`.
+
+    Args:
+        config: a config of the same architecture.
+        workdir: work directory of `train_and_evaluate`.
+        request: how many, and how; see `Task.generate` of the config's task.
+        checkpoint: "latest", "best", or a step.
+
+    Returns:
+        The examples, and lines that say how they were made and where they were written.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: settings that do not fit each other or the checkpoint, a task that makes no
+            examples, or a request that cannot be met.
+    """
+    task, trained = build_task(config), load_trained(config, workdir, checkpoint)
+    return task.generate(trained, request, Path(workdir))
+
+
 def save_predictions(
     config: ConfigDict, workdir: str | Path, folder: str | Path, *, checkpoint: str = "latest"
 ) -> dict[str, float]:
@@ -125,6 +151,7 @@ def save_predictions(
 
 def load_trained(config: ConfigDict, workdir: str | Path, checkpoint: str) -> TrainedModel:
     """The model of a config with the variables of a checkpoint; errors as `load_checkpoint`'s."""
+    config = with_saved_fields(Path(workdir), config)
     model = build_model(config)
     variables, step = load_checkpoint(config, Path(workdir), model, checkpoint)
     return TrainedModel(config, model, variables, step)

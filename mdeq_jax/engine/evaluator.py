@@ -68,7 +68,7 @@ class Evaluator:
         """
         limit = step_budget or self._config.solver.forward.max_steps
         budget = devices.for_each_device(np.int32(limit))
-        sums, rows, seconds = {}, [], []
+        sums, rows, counts, seconds = {}, [], [], []
         carry = self._initial_carry()
         first = contextlib.nullcontext()
         if not self._compiled:
@@ -81,8 +81,10 @@ class Evaluator:
                         replicated_variables, carry, batch, budget
                     )
                 first, self._compiled = contextlib.nullcontext(), True
-                for name, value in devices.unreplicate(batch_sums).items():
+                batch_sums = devices.unreplicate(batch_sums)
+                for name, value in batch_sums.items():
                     sums[name] = sums.get(name, 0) + value.astype(np.float64)
+                counts.append(float(batch_sums["count"]))
                 rows.append(jax.tree.map(np.ravel, devices.fetch(per_sample)))
                 seconds.append(time.perf_counter() - clock)
                 clock = time.perf_counter()
@@ -90,13 +92,12 @@ class Evaluator:
         samples = dict(hosts.gather(local))
         keep = samples.pop("mask") > 0
         samples = {name: value[keep] for name, value in samples.items()}
-        after_first = seconds[1:] or seconds
-        count = len(after_first) * len(local["mask"]) / len(seconds) * jax.process_count()
+        later = slice(1, None) if len(seconds) > 1 else slice(None)
         return {
             **{f"eval/{name}": float(value) for name, value in self._task.finalize(sums).items()},
             "eval/examples": int(sums["count"]),
             **_describe_solves(samples),
-            f"eval/{self._task.example_noun}_per_second": count / sum(after_first),
+            f"eval/{self._task.example_noun}_per_second": sum(counts[later]) / sum(seconds[later]),
             "eval/skipped": sum(self._loader.skipped.values()),
         }
 

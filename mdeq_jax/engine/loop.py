@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from mdeq_jax.data import Dataset, TrainLoader, load_dataset
+from mdeq_jax.data import Dataset, TrainLoader
 from mdeq_jax.diagnostics import convergence
 from mdeq_jax.engine.checkpoint import BEST, Checkpoints
 from mdeq_jax.engine.config_lint import unused_settings
 from mdeq_jax.engine.evaluator import Evaluator
+from mdeq_jax.engine.prepare import prepare
 from mdeq_jax.engine.report import describe_evaluation
 from mdeq_jax.engine.run import TrainingRun
 from mdeq_jax.engine.state import TrainState, build_optimizer, init_state
@@ -20,13 +21,14 @@ from mdeq_jax.engine.workdir import (
     check_architecture,
     check_resumable,
     check_writable,
+    with_saved_fields,
     write_config,
 )
 from mdeq_jax.models import build_model, family_of
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.runtime.hosts import log
 from mdeq_jax.runtime.interrupt import InterruptFlag
-from mdeq_jax.tasks import Task, build_task
+from mdeq_jax.tasks import Task, TrainedModel
 from mdeq_jax.tree import PyTree
 
 
@@ -53,13 +55,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         TrainingDiverged: `train.max_skipped_updates` updates in a row were not finite.
     """
     workdir = Path(workdir)
+    config = with_saved_fields(workdir, config)
     check_architecture(workdir, config)
     check_training(config)
     check_evaluation(config)
-    model, task = build_model(config), build_task(config)
-    dataset = load_dataset(config.data)
-    task.check_data(dataset)
-    dataset.check_workdir(workdir)
+    config, task, dataset = prepare(config, workdir)
+    model = build_model(config)
     loader = _train_loader(config, dataset)
     num_steps = round(config.train.epochs * loader.steps_per_epoch)
     optimizer = build_optimizer(
@@ -175,3 +176,6 @@ def _finish(
         convergence.plot(path, config, model, state.eval_variables, task, dataset, score)
         written = "metrics.jsonl, convergence.png and checkpoints/"
     log(f"Wrote {workdir}/{written}.")
+    trained = TrainedModel(config, model, state.eval_variables, int(state.step))
+    for line in task.closing_lines(trained, workdir):
+        log(line)

@@ -43,11 +43,12 @@ class _Window:
         self.reports, self._batches = [], batches
         self._clock, self._waited = time.perf_counter(), batches.waited_s
 
-    def metrics(self, task: Task, batch_size: int) -> dict[str, float]:
+    def metrics(self, task: Task) -> dict[str, float]:
         seconds = time.perf_counter() - self._clock
+        examples = sum(float(report.sums["count"]) for report in self.reports)
         return {
             **summarize_steps(self.reports, task),
-            f"{task.example_noun}_per_second": len(self.reports) * batch_size / seconds,
+            f"{task.example_noun}_per_second": examples / seconds,
             "data_wait_share": (self._batches.waited_s - self._waited) / seconds,
         }
 
@@ -219,7 +220,7 @@ class TrainingRun:
             )
 
     def _step_metrics(self, step: int, window: _Window) -> dict:
-        metrics = window.metrics(self._task, self._config.train.batch_size)
+        metrics = window.metrics(self._task)
         if step <= self._config.train.pretrain_steps:
             phase = "pretraining"
         else:

@@ -209,7 +209,7 @@ def _make_backward(model: nn.Module, task: Task, config: ConfigDict) -> Callable
             solve_scalars, per_sample = _solve_report(out.solution, adjoint, config.gradient)
             scalars |= solve_scalars
         sums = task.metric_sums(out, {**batch, "mask": jnp.ones(size)})
-        sums = {**sums, "count": jnp.float32(size)}
+        sums = {"count": jnp.float32(size), **sums}
         report = Report(scalars, per_sample, sums)
         return grads, mutated.get("batch_stats", {}), task.next_carry(out), report
 
@@ -275,7 +275,9 @@ def make_eval_step(model: nn.Module, task: Task) -> Callable:
     ) -> tuple[dict, dict, PyTree]:
         batch = task.with_carry(batch, carry)
         out = task.infer(model, variables, task.inputs(batch), step_budget)
-        sums = {**task.metric_sums(out, batch), "count": jnp.sum(batch["mask"])}
+        sums = task.metric_sums(out, batch)
+        if "count" not in sums:
+            sums = {**sums, "count": jnp.sum(batch["mask"])}
         per_sample = {"mask": batch["mask"]}
         if (solution := out.solution) is not None:
             per_sample |= {

@@ -51,6 +51,29 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     os.replace(file.name, workdir / CONFIG_FILE)
 
 
+def with_saved_fields(workdir: Path, config: ConfigDict) -> ConfigDict:
+    """The config with the fields of the architecture that are unset in it and known in a workdir.
+
+    Such fields are decided by the data that the network there was trained on.
+    """
+    if not (_has_weights(workdir) and (workdir / CONFIG_FILE).exists()):
+        return config
+    saved = json.loads((workdir / CONFIG_FILE).read_text())["model"]
+    config = config.copy_and_resolve_references()
+    for name in family_of(config).architecture_fields:
+        value = field_of(saved, name)
+        if value is not None and field_of(config.model, name) is None:
+            *path, last = name.split(".")
+            (field_of(config.model, ".".join(path)) if path else config.model)[last] = value
+    return config
+
+
+def _has_weights(workdir: Path) -> bool:
+    checkpoints = (workdir / "checkpoints").glob("*")
+    saved = any(folder.name.isdigit() for folder in checkpoints)
+    return saved or any(workdir.glob("*.safetensors"))
+
+
 def check_architecture(workdir: Path, config: ConfigDict) -> None:
     """Refuses a work directory whose checkpoints are of another network.
 
@@ -59,10 +82,7 @@ def check_architecture(workdir: Path, config: ConfigDict) -> None:
             `config.json`.
     """
     path = workdir / CONFIG_FILE
-    checkpoints = (workdir / "checkpoints").glob("*")
-    if not any(folder.name.isdigit() for folder in checkpoints) and not any(
-        workdir.glob("*.safetensors")
-    ):
+    if not _has_weights(workdir):
         return  # a run that was stopped before it saved anything
     if not path.exists():
         raise ValueError(

@@ -8,12 +8,26 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.models import MODELS
 from mdeq_jax.tasks.classification.task import Classification
+from mdeq_jax.tasks.language.task import LanguageModel
+from mdeq_jax.tasks.metric import Metric
 from mdeq_jax.tasks.segmentation.task import Segmentation
-from mdeq_jax.tasks.task import Metric, Task, TrainedModel
+from mdeq_jax.tasks.task import GenerationRequest, Task, TrainedModel
 
-__all__ = ["TASKS", "Metric", "Task", "TrainedModel", "build_task", "task_type"]
+__all__ = [
+    "TASKS",
+    "GenerationRequest",
+    "Metric",
+    "Task",
+    "TrainedModel",
+    "build_task",
+    "task_type",
+]
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "language_model": LanguageModel,
+}
 
 
 def task_type(config: ConfigDict) -> type[Task]:

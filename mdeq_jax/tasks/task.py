@@ -5,7 +5,6 @@ know neither what an example is nor how a metric is computed.
 """
 
 import abc
-import math
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,53 +14,8 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset
 from mdeq_jax.models import ForwardOptions, ModelOutput
+from mdeq_jax.tasks.metric import Metric
 from mdeq_jax.tree import PyTree
-
-
-class Metric(NamedTuple):
-    """A number that describes how good a model is, and how to print it.
-
-    Attributes:
-        name: key in the metrics, as in "eval/NAME".
-        higher_is_better: whether a larger value is a better one.
-        format: format specification of the printed number, e.g. ".2f".
-        scale: factor of the printed number, e.g. 100 for a share in per cent.
-        unit: printed after the number; empty for none.
-        label: printed before the number; empty: the name with spaces for underscores.
-    """
-
-    name: str
-    higher_is_better: bool
-    format: str = ".4f"
-    scale: float = 1.0
-    unit: str = ""
-    label: str = ""
-
-    @property
-    def display_name(self) -> str:
-        """The name as people write it."""
-        return self.label or self.name.replace("_", " ")
-
-    @property
-    def axis_name(self) -> str:
-        """The name with its unit, for an axis of a figure."""
-        return f"{self.display_name} ({self.unit})" if self.unit else self.display_name
-
-    def describe(self, value: float) -> str:
-        """Name, number and unit, e.g. "accuracy 99.44 %"."""
-        text = f"{self.display_name} {self.scale * value:{self.format}}"
-        return f"{text} {self.unit}" if self.unit else text
-
-    def is_better(self, value: float, best: float | None) -> bool:
-        """Whether `value` is better than `best`; None: than nothing. NaN never is."""
-        if best is None:
-            return not math.isnan(value)
-        return value > best if self.higher_is_better else value < best
-
-
-def percent(name: str, label: str = "") -> Metric:
-    """A metric in [0, 1] that is printed in per cent; higher is better."""
-    return Metric(name, higher_is_better=True, format=".2f", scale=100.0, unit="%", label=label)
 
 
 class TrainedModel(NamedTuple):
@@ -78,6 +32,28 @@ class TrainedModel(NamedTuple):
     model: nn.Module
     variables: dict
     step: int
+
+
+class GenerationRequest(NamedTuple):
+    """What `eval.py --generate` asks for.
+
+    Attributes:
+        length: of each example.
+        prompt: how each one begins.
+        temperature: 0 always takes the most likely continuation; 1 draws from the model.
+        top_k: draw among this many continuations; None: among all.
+        num_samples: examples, made at once.
+        seed: of the draws.
+        compare: whether to measure what is gained by starting from earlier solves.
+    """
+
+    length: int
+    prompt: str = ""
+    temperature: float = 1.0
+    top_k: int | None = None
+    num_samples: int = 1
+    seed: int = 0
+    compare: bool = True
 
 
 class Task(abc.ABC):
@@ -196,7 +172,8 @@ class Task(abc.ABC):
             batch: with "mask" `[B]`, the weight of each example: 1, or 0 for padding.
 
         Returns:
-            Arrays of any shape by name. "loss" is the sum of each example's own loss.
+            Arrays of any shape by name. "loss" is the sum of each example's own loss. "count" is
+            the number of examples; without it, each row of the batch is one.
         """
 
     @abc.abstractmethod
@@ -230,6 +207,11 @@ class Task(abc.ABC):
         """
         return [metric.describe(metrics[f"eval/{metric.name}"]) for metric in self.metrics]
 
+    def complete(self, config: ConfigDict, dataset: Dataset) -> ConfigDict:
+        """The config with the fields that the data decide, if they are not set."""
+        del dataset
+        return config
+
     def check_data(self, dataset: Dataset) -> None:
         """Refuses a data set that this task, or the model of the config, does not fit.
 
@@ -241,6 +223,27 @@ class Task(abc.ABC):
                 f"model.name={self._config.model.name!r} is for {self.name}, but {dataset.name} is "
                 f"a data set for {dataset.task}: choose another data.name or another model.name."
             )
+
+    def closing_lines(self, trained: TrainedModel, workdir: Path) -> list[str]:
+        """Lines to print at the end of a training, such as an example of what was learned."""
+        del trained, workdir
+        return []
+
+    def generate(self, trained: TrainedModel, request: GenerationRequest, workdir: Path) -> str:
+        """Makes new examples and writes them into `workdir`.
+
+        Args:
+            trained: the model.
+            request: how many, and how.
+            workdir: work directory.
+
+        Returns:
+            The examples, and lines that say how they were made and where they were written.
+
+        Raises:
+            ValueError: this task makes no examples, or the request cannot be met.
+        """
+        raise ValueError(f"--generate is not available for {self.name}.")
 
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
         """Predicts on examples without a truth, and writes the results into `workdir`.

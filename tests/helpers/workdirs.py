@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mdeq_jax.engine.evaluation import load_checkpoint
-from mdeq_jax.models import build_model
+from mdeq_jax.engine.evaluation import load_trained
 
 
 def read_metrics(workdir: Path) -> list[dict]:
@@ -21,4 +20,4 @@ def read_evaluations(workdir: Path) -> list[dict]:
 
 def final_variables(config: ConfigDict, workdir: Path) -> dict:
     """The variables of the newest checkpoint."""
-    return load_checkpoint(config, workdir, build_model(config))[0]
+    return load_trained(config, workdir, "latest").variables

@@ -11,7 +11,7 @@ from mdeq_jax.data.text.stream import TokenSplit
 from mdeq_jax.data.text.vocabulary import build_vocabulary
 
 DEFAULT_SEGMENT_LENGTH = 64
-FIELDS = ("unit", "segment_length", "eval_segment_length")
+FIELDS = ("unit", "segment_length", "eval_segment_length", "eval_stride")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,8 @@ def text_dataset(
                 "least 2: take a longer text."
             )
         name = f"{config.name} ({text.source})"
-        return TokenSplit(tokens, vocabulary.size, segment_length, keeps_all, name)
+        stride = config.eval_stride if keeps_all else None
+        return TokenSplit(tokens, vocabulary.size, segment_length, keeps_all, name, stride)
 
     return Dataset(
         name=config.name,

@@ -169,6 +169,15 @@ class DEQTransformer(EquilibriumSolver, nn.Module):
             z = dropout(z, mask, self.cell.spec.dropout)
         return self.softmax(z, self.embedding.tables, self.embedding.projections)
 
+    @property
+    def splits_exactly(self) -> bool:
+        """Whether a text in shorter segments has the same states, if the memory holds it.
+
+        The memory holds equilibria, and so do the positions of a segment. Without an equilibrium
+        these attend to the states of their own layer instead.
+        """
+        return self.num_layers is None
+
     @nn.nowrap
     def fixed_point_problem(
         self, variables: dict, inputs: jax.Array | Segment

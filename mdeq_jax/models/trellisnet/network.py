@@ -210,6 +210,14 @@ class DEQTrellisNet(EquilibriumSolver, nn.Module):
             output = dropout(output, mask, self.dropout)
         return self.softmax(output, self.embedding.tables)
 
+    @property
+    def splits_exactly(self) -> bool:
+        """Whether a text in shorter segments has the same states.
+
+        It has not, because the injection of a segment does not see the tokens before it.
+        """
+        return self.injection.shape[0] == 1
+
     @nn.nowrap
     def fixed_point_problem(
         self, variables: dict, inputs: jax.Array | Segment

@@ -11,7 +11,8 @@ from mdeq_jax.tasks.classification.losses import correct_top_k, cross_entropy
 from mdeq_jax.tasks.classification.mixing import mix
 from mdeq_jax.tasks.classification.predict import predict_classes
 from mdeq_jax.tasks.image_task import ImageTask
-from mdeq_jax.tasks.task import TrainedModel, percent
+from mdeq_jax.tasks.metric import percent
+from mdeq_jax.tasks.task import TrainedModel
 
 
 class Classification(ImageTask):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.parallel import gather_over_devices, num_devices, sum_over_devices
+from mdeq_jax.parallel import gather_over_devices
 
 
 def pixel_cross_entropy(logits: jax.Array, labels: jax.Array, ignore_label: int) -> jax.Array:
@@ -48,20 +48,6 @@ def pixel_weights(
     if class_weights is None:
         return counted.astype(dtype)
     return jnp.where(counted, jnp.asarray(class_weights, dtype)[jnp.where(counted, labels, 0)], 0.0)
-
-
-def global_mean(values: jax.Array, counts: jax.Array) -> jax.Array:
-    """This device's share of Σ values / Σ counts over all devices; 0 where Σ counts is 0.
-
-    Args:
-        values: `[...]`.
-        counts: `[...]`, constants for the derivative.
-
-    Returns:
-        Scalar, whose mean over the devices is the quotient.
-    """
-    total = lax.stop_gradient(sum_over_devices(jnp.sum(counts)))
-    return jnp.sum(values) * num_devices() / jnp.where(total > 0, total, 1.0)
 
 
 def hard_pixels(

@@ -12,7 +12,9 @@ from mdeq_jax.data.sets.cityscapes import CLASS_WEIGHTS
 from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.layers import resize_bilinear
 from mdeq_jax.models import ModelOutput
+from mdeq_jax.parallel import global_mean
 from mdeq_jax.tasks.image_task import ImageTask
+from mdeq_jax.tasks.metric import percent
 from mdeq_jax.tasks.segmentation.confusion import confusion_matrix, scores
 from mdeq_jax.tasks.segmentation.inference import (
     InferenceSettings,
@@ -22,14 +24,13 @@ from mdeq_jax.tasks.segmentation.inference import (
     to_image_size,
 )
 from mdeq_jax.tasks.segmentation.losses import (
-    global_mean,
     hard_pixels,
     pixel_cross_entropy,
     pixel_weights,
 )
 from mdeq_jax.tasks.segmentation.predict import describe_prediction, predict_folder, save_pictures
 from mdeq_jax.tasks.segmentation.segmenter import Segmenter
-from mdeq_jax.tasks.task import TrainedModel, percent
+from mdeq_jax.tasks.task import TrainedModel
 
 _NAMED_WEIGHTS = {"cityscapes": CLASS_WEIGHTS}
 

@@ -1,0 +1,1 @@
+"""Language models: likelihood of the next token, with memory from segment to segment."""

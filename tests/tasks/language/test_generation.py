@@ -1,0 +1,86 @@
+"""Text is continued as the whole text would be, whatever the solves start from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdeq_jax.data import load_dataset
+from mdeq_jax.models import build_model
+from mdeq_jax.tasks import GenerationRequest
+from mdeq_jax.tasks.language.generation import draw_from, generate
+from mdeq_jax.tasks.language.task import LanguageModel
+
+PROMPT = np.array([3, 1, 4, 1, 5], np.int32)
+GREEDY = GenerationRequest(length=6, temperature=0.0, num_samples=2)
+SOLVER = {"solver.forward.max_steps": 40, "solver.forward.tol": 1e-6}
+
+
+def prepare(language_config, family):
+    """A model with random weights, large enough for its outputs to differ."""
+    config = language_config(family, **SOLVER)
+    config = LanguageModel(config).complete(config, load_dataset(config.data))
+    model = build_model(config)
+    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 2), jnp.int32))
+    params = dict(variables["params"])
+    for part in ("embedding", "injection"):
+        params[part] = jax.tree.map(lambda x: 100 * x, params[part])
+    return model, {"params": params}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Returns the most likely continuation, for which the whole text is solved each time."""
+
+    def continuation(model, variables):
+        text, end = np.zeros((1, len(PROMPT) + GREEDY.length), np.int32), len(PROMPT)
+        text[0, :end] = PROMPT
+        solve = jax.jit(lambda text: model.apply(variables, text).logits.log_probs()[0])
+        for position in range(end, text.shape[1]):
+            # A position does not see those after it, so what is there does not matter.
+            text[0, position] = np.argmax(solve(text)[position - 1])
+        return text[0, end:]
+
+    return continuation
+
+
+@pytest.mark.parametrize(
+    ("family", "lengths"),
+    [("deq_transformer", (1, 16)), ("transformer", (16,)), ("deq_trellisnet", (16,))],
+)
+def test_the_most_likely_continuation(language_config, expected, family, lengths):
+    """The same as the whole text's, solved anew for each token."""
+    model, variables = prepare(language_config, family)
+    tokens = expected(model, variables)
+    assert len(set(tokens.tolist())) > 1
+    for length in lengths:
+        for warm in {family != "transformer", False}:
+            result = generate(model, variables, PROMPT, GREEDY, segment_length=length, warm=warm)
+            np.testing.assert_array_equal(result.tokens, [tokens] * 2)
+            assert (result.nfe is None) == (family == "transformer")
+            assert model.splits_exactly == (1 in lengths)
+
+
+def test_a_full_segment_moves_into_the_memory(language_config):
+    """Segments of three tokens and a memory that holds the rest give the same text."""
+    model, variables = prepare(language_config, "deq_transformer")
+    results = [
+        generate(model, variables, PROMPT, GREEDY, segment_length=length).tokens
+        for length in (1, 3)
+    ]
+    np.testing.assert_array_equal(*results)
+
+
+def test_draws():
+    log_probs = jnp.log(jnp.array([[0.5, 0.3, 0.2]] * 4000))
+    key = jax.random.key(0)
+
+    def shares(**settings):
+        tokens = draw_from(GenerationRequest(1, **settings))(log_probs, key)
+        return np.bincount(tokens, minlength=3) / 4000
+
+    np.testing.assert_allclose(shares(), [0.5, 0.3, 0.2], atol=0.03)
+    np.testing.assert_allclose(shares(top_k=2), [0.625, 0.375, 0], atol=0.03)
+    sharper = np.array([0.25, 0.09, 0.04])
+    np.testing.assert_allclose(shares(temperature=0.5), sharper / sharper.sum(), atol=0.03)
+    np.testing.assert_array_equal(shares(temperature=0.0), [1, 0, 0])
