@@ -52,7 +52,7 @@ def cell(theme):
     parts = []
     rows = ((92, "1"), (152, "1/2"), (212, "1/4"))
     for y, scale in rows:
-        parts.append(box(288, y, 122, 40, f"blocks, scale {scale}", theme, filled=True))
+        parts.append(box(288, y, 122, 40, f"blocks, {scale}", theme, filled=True))
         parts.append(box(480, y, 80, 40, "sum", theme, filled=True))
     for y, _ in rows:
         for target, _ in rows:
