@@ -24,9 +24,14 @@ def load(config: ConfigDict, name: str) -> Dataset:
 
     Raises:
         FileNotFoundError: neither is there.
-        ValueError: a file is empty.
+        ValueError: a file is empty, or `unit` is not "character".
     """
-    check_optional_fields(config, ("eval_split", "segment_length", "eval_segment_length"))
+    check_optional_fields(config, ("eval_split", *corpus.FIELDS))
+    if config.unit not in (None, "character"):
+        raise ValueError(
+            f"config.data.unit is {config.unit!r}, but {name} is read as characters: leave it "
+            "unset, or read the file as data.name='text_file'."
+        )
     eval_split = choose_eval_split(config, ("valid", "test", "train"))
     texts = _read(config.data_dir, name)
     return corpus.text_dataset(

@@ -153,3 +153,5 @@ def test_settings_of_other_sets_are_refused(tmp_path):
         load("digits")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         load("text_file", tmp_path)
+    with pytest.raises(ValueError, match="unit is 'word', but text8 is read as characters"):
+        load("text8", tmp_path, unit="word")
