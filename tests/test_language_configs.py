@@ -51,7 +51,7 @@ def settings_of(reference_dir, name):
 def test_builds_with_the_tensors_of_the_name_table(name):
     config, header = load(name)
     assert config.name == name and config.is_locked
-    assert f"    python train.py --config=configs/{name}.py" in header
+    assert f"python train.py --config=configs/{name}.py" in header
     config = config.copy_and_resolve_references()
     if name in VOCABULARY:
         assert config.model.transformer.vocab_size is None
