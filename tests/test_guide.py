@@ -18,7 +18,10 @@ def test_the_programs_run(capsys):
     for text in ("accuracy", "converged", "radius up to", "settled on one eigenvector"):
         assert text in printed
     assert names["logits"].shape == (2, 10)  # of the deployed network
-    assert len(PROGRAMS) == 3
+    assert names["merged"]["cell"].keys() == {"fc3", "global_perceptron"}
+    assert float(names["deq_accuracy"]) > 0.8 and float(names["deq_converged"]) > 0.9
+    assert float(names["difference"]) < 1e-3  # the tolerance of the solves
+    assert len(PROGRAMS) == 4
 
 
 def test_the_model_has_the_lines_it_is_said_to_have():
