@@ -1,11 +1,10 @@
 """Programs that run without this package: StableHLO of a model, for any batch size."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 from mdeq_jax import hardware
 from mdeq_jax.engine.evaluation import load_checkpoint
 from mdeq_jax.engine.weights_file import WEIGHTS_FILE, write_weights
-from mdeq_jax.models import ModelOutput, build_model
+from mdeq_jax.models import build_model
 from mdeq_jax.tasks import build_task
 
 PROGRAM_FILE, LOADER_FILE, FACTS_FILE = "model.stablehlo", "load.py", "export.json"
@@ -42,19 +41,22 @@ PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 
 
 def export_program(
-    model: nn.Module, variables: dict, inputs: Any, *, platforms: Sequence[str] = ("cpu",)
+    call: Callable[[dict, Any], dict],
+    variables: dict,
+    inputs: Any,
+    *,
+    platforms: Sequence[str] = ("cpu",),
 ) -> jax_export.Exported:
     """The evaluation of a model as StableHLO, with a symbolic batch size.
 
     Args:
-        model: of `build_model`.
-        variables: its variables; only shapes and types matter.
+        call: variables and inputs to a dict of arrays, of `Task.exported_call`.
+        variables: of the model; only shapes and types matter.
         inputs: a pytree of arrays or shapes `[1, ...]`; the first axis becomes symbolic.
         platforms: "cpu", "cuda", "rocm" or "tpu", for which the program is lowered.
 
     Returns:
-        The program: `(weights, inputs)` to a dict of "logits" and, of a model with an
-        equilibrium, "rel_residual", "steps" and "status" `[B]`. `weights` is a flat dict of arrays,
+        The program: `(weights, inputs)` to the dict of `call`. `weights` is a flat dict of arrays,
         as a safetensors file holds them.
 
     Raises:
@@ -71,16 +73,7 @@ def export_program(
 
     def program(weights, inputs):
         tree = unflatten_dict({tuple(name.split("/")): x for name, x in weights.items()})
-        out = cast(ModelOutput, model.apply({name: {} for name in variables} | tree, inputs))
-        outputs = {"logits": out.logits}
-        if out.solution is not None:
-            solution = out.solution
-            outputs |= {
-                "rel_residual": solution.rel_residual,
-                "steps": solution.steps,
-                "status": solution.status,
-            }
-        return outputs
+        return call({name: {} for name in variables} | tree, inputs)
 
     (batch,) = jax_export.symbolic_shape("batch")
     leaves: dict[tuple[str, ...], Any] = flatten_dict(variables)
@@ -124,8 +117,8 @@ def export_workdir(
     config.pallas = False
     model, task = build_model(config), build_task(config)
     variables, step = load_checkpoint(config, Path(workdir), model, checkpoint)
-    inputs = task.example_inputs(config)
-    exported = export_program(model, variables, inputs, platforms=platforms)
+    inputs, call = task.exported_call(model)
+    exported = export_program(call, variables, inputs, platforms=platforms)
     output.mkdir(parents=True, exist_ok=True)
     (output / PROGRAM_FILE).write_bytes(exported.serialize())
     (output / LOADER_FILE).write_text(LOADER)

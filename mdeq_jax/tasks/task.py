@@ -5,6 +5,7 @@ know neither what an example is nor how a metric is computed.
 """
 
 import abc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset
 from mdeq_jax.models import ForwardOptions, ModelOutput
+from mdeq_jax.solvers import Solution
 from mdeq_jax.tasks.metric import Metric
 from mdeq_jax.tree import PyTree
 
@@ -54,6 +56,17 @@ class GenerationRequest(NamedTuple):
     num_samples: int = 1
     seed: int = 0
     compare: bool = True
+
+
+def solve_report(solution: Solution | None) -> dict[str, jax.Array]:
+    """Residual, step and status `[B]` of a solve; nothing without one."""
+    if solution is None:
+        return {}
+    return {
+        "rel_residual": solution.rel_residual,
+        "steps": solution.steps,
+        "status": solution.status,
+    }
 
 
 class Task(abc.ABC):
@@ -190,6 +203,20 @@ class Task(abc.ABC):
         """The forward pass of evaluation."""
         out: Any = model.apply(variables, inputs, forward=ForwardOptions(step_budget=step_budget))
         return out
+
+    def exported_call(self, model: nn.Module) -> tuple[Any, Callable[[dict, Any], dict]]:
+        """What export.py exports: one evaluation of the model, in plain containers.
+
+        Returns:
+            Inputs for one example, of any values, and a function from variables and such inputs to
+            a dict of arrays: "logits" and, with an equilibrium, what was reached for each sample.
+        """
+
+        def call(variables, inputs):
+            out: Any = model.apply(variables, inputs)
+            return {"logits": out.logits, **solve_report(out.solution)}
+
+        return self.example_inputs(self._config), call
 
     def to_network_input(self, inputs: Any) -> Any:
         """Inputs as one forward pass of the network takes them in evaluation."""

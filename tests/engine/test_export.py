@@ -9,16 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from mdeq_jax.configs import camvid_tiny, digits, repmlp_digits
+from mdeq_jax.configs import camvid_tiny, digits, pydoc_transformer, repmlp_digits
 from mdeq_jax.engine.export import export_program, export_workdir
 from mdeq_jax.engine.state import variable_shapes
 from mdeq_jax.engine.warm_start import save_variables
 from mdeq_jax.models import build_model, deploy
+from mdeq_jax.models.language import Segment
 from mdeq_jax.tasks import build_task
 from tests.helpers.tiny import SINGLE_SCALE, TINY, override
 
-# Runs a folder on `inputs.npz`, whose arrays differ in their batch size.
-ELSEWHERE = """
+REFUSE = """
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -32,10 +32,46 @@ import numpy as np
 from load import load
 
 model = load()
+"""
+# Runs a folder on `inputs.npz`, whose arrays differ in their batch size.
+ELSEWHERE = (
+    REFUSE
+    + """
 for name, inputs in np.load("inputs.npz").items():
     np.savez(f"{name}.npz", **model(inputs))
 assert not {"mdeq_jax", "flax"} & sys.modules.keys()
 """
+)
+# Three steps of a language model, whose memory is zeros at first.
+STEPS = (
+    REFUSE
+    + """
+import json
+shapes = json.load(open("export.json"))["inputs"]["memory"]
+memory = []
+for text in shapes:
+    kind, _, sides = text.partition("[")
+    memory.append(np.zeros([2, *map(int, sides.rstrip("]").split(",")[1:])], kind))
+memory = tuple(memory)
+for tokens in np.load("tokens.npy").T:
+    outputs = model({"tokens": tokens[:, None], "memory": memory})
+    memory = outputs["memory"]
+np.save("log_probs.npy", outputs["log_probs"])
+assert not {"mdeq_jax", "flax"} & sys.modules.keys()
+"""
+)
+
+
+def run_elsewhere(program, folder):
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def small(module, **fields):
@@ -92,15 +128,7 @@ def test_runs_where_this_package_is_missing(case, tmp_path):
         key = jax.random.key(size)
         inputs[f"batch{size}"] = np.asarray(jax.random.normal(key, (size, *example.shape[1:])))
     np.savez(tmp_path / "out" / "inputs.npz", **inputs)
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE],
-        cwd=tmp_path / "out",
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_elsewhere(ELSEWHERE, tmp_path / "out")
     model = build_model(config)
     for name, batch in inputs.items():
         expected = jax.jit(model.apply)(variables, batch)
@@ -115,22 +143,44 @@ def test_runs_where_this_package_is_missing(case, tmp_path):
     assert facts["inputs"].startswith("float32[batch,") and "batch" in facts["outputs"]["logits"]
 
 
+def test_a_language_model_goes_on_step_by_step(tmp_path):
+    sizes = {"d_embed": 16, "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16, "mem_len": 4}
+    fields = {f"model.transformer.{name}": size for name, size in sizes.items()}
+    fields |= {"model.transformer.vocab_size": 11, "solver.forward.max_steps": 4}
+    config = small(pydoc_transformer, **fields)
+    variables, model = initialised(config), build_model(config)
+    save_variables(variables, config, tmp_path / "run")
+    export_workdir(config, tmp_path / "run", tmp_path / "out")
+    tokens = np.int32([[1, 2, 10], [0, 4, 4]])
+    np.save(tmp_path / "out" / "tokens.npy", tokens)
+    run_elsewhere(STEPS, tmp_path / "out")
+    memory, step = model.empty_memory(2), jax.jit(model.apply)
+    for column in tokens.T:
+        outputs = step(variables, Segment(column[:, None], memory))
+        memory = outputs.memory
+    actual = np.load(tmp_path / "out" / "log_probs.npy")
+    np.testing.assert_allclose(actual, outputs.logits.log_probs()[:, -1], atol=1e-5)
+    np.testing.assert_allclose(np.exp(actual).sum(axis=1), 1, atol=1e-5)
+
+
 def test_lowers_for_gpus_too():
     config = override(classifier().copy_and_resolve_references(), {"pallas": False})
     model = build_model(config)
-    shapes, inputs = variable_shapes(model, config), build_task(config).example_inputs(config)
-    program = export_program(model, shapes, inputs, platforms=("cuda", "rocm"))
+    inputs, call = build_task(config).exported_call(model)
+    program = export_program(
+        call, variable_shapes(model, config), inputs, platforms=("cuda", "rocm")
+    )
     assert program.platforms == ("cuda", "rocm")
 
 
 def test_refusals(tmp_path):
     config = classifier()
     model = build_model(config)
-    shapes, inputs = variable_shapes(model, config), build_task(config).example_inputs(config)
+    shapes, (inputs, call) = variable_shapes(model, config), build_task(config).exported_call(model)
     with pytest.raises(ValueError, match=r"platforms must be among .*got \['gpu'\]"):
-        export_program(model, shapes, inputs, platforms=("gpu",))
+        export_program(call, shapes, inputs, platforms=("gpu",))
     with pytest.raises(ValueError, match="Export each into a folder of its own"):
-        export_program(model, shapes, inputs, platforms=("cpu", "cuda"))
+        export_program(call, shapes, inputs, platforms=("cpu", "cuda"))
     (tmp_path / "model.stablehlo").touch()
     with pytest.raises(ValueError, match="holds a program already"):
         export_workdir(config, tmp_path, tmp_path)

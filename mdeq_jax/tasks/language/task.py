@@ -1,6 +1,7 @@
 """The likelihood of text: the next token's, with memory from segment to segment."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset
+from mdeq_jax.data.text.vocabulary import FILE as VOCABULARY_FILE
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.models.language import Segment
 from mdeq_jax.parallel import global_mean
 from mdeq_jax.tasks.language.samples import closing_sample, write_samples
 from mdeq_jax.tasks.metric import Metric
-from mdeq_jax.tasks.task import GenerationRequest, Task, TrainedModel
+from mdeq_jax.tasks.task import GenerationRequest, Task, TrainedModel, solve_report
 from mdeq_jax.tree import PyTree
 
 PERPLEXITY = Metric("perplexity", higher_is_better=False, format=",.2f")
@@ -36,6 +38,7 @@ class LanguageModel(Task):
 
     name = "language_model"
     example_noun = "tokens"
+    model_files = (VOCABULARY_FILE,)
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -115,6 +118,24 @@ class LanguageModel(Task):
                 f"has {tokens.size:,}: leave vocab_size unset to take that of the data, or choose "
                 "the data that the model is for."
             )
+
+    def exported_call(self, model: nn.Module) -> tuple[Any, Callable[[dict, Any], dict]]:
+        """One step: a token and the memory, to the next token's log p and the next memory.
+
+        The memory is a flat tuple of arrays, zeros at first.
+        """
+        empty, structure = jax.tree.flatten(self.initial_carry(model, 1))
+
+        def call(variables, inputs):
+            memory = jax.tree.unflatten(structure, inputs["memory"])
+            out: Any = model.apply(variables, Segment(inputs["tokens"], memory))
+            return {
+                "log_probs": out.logits.log_probs()[:, -1],
+                "memory": tuple(jax.tree.leaves(out.memory)),
+                **solve_report(out.solution),
+            }
+
+        return {"tokens": jnp.zeros((1, 1), jnp.int32), "memory": tuple(empty)}, call
 
     def generate(self, trained: TrainedModel, request: GenerationRequest, workdir: Path) -> str:
         """Continues the prompt; writes `workdir/samples.txt`."""
