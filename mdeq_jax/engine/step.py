@@ -238,8 +238,9 @@ def _accumulate(backward: Callable, task: Task, parts: int) -> Callable:
     """`backward` a part of the batch at a time: its mean gradient, at the memory of one part."""
 
     def accumulated(params, batch_stats, batch, draws, first_sample, pretraining):
-        pieces = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
         size = task.batch_size(batch) // parts
+        # Without -1 in the shapes, which empty arrays do not determine.
+        pieces = jax.tree.map(lambda x: x.reshape(parts, size, *x.shape[1:]), batch)
 
         def one(carry, inputs):
             total, stats = carry
@@ -256,7 +257,7 @@ def _accumulate(backward: Callable, task: Task, parts: int) -> Callable:
             per_sample={name: value.reshape(-1) for name, value in reports.per_sample.items()},
             sums={name: jnp.sum(value, axis=0) for name, value in reports.sums.items()},
         )
-        left = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), left)
+        left = jax.tree.map(lambda x: x.reshape(parts * size, *x.shape[2:]), left)
         return jax.tree.map(lambda x: x / parts, total), stats, left, report
 
     return accumulated

@@ -66,13 +66,16 @@ def split(tree):
     if not jax.tree.leaves(tree):
         return tree
     count = jax.local_device_count()
-    parts = jax.tree.map(lambda x: np.reshape(x, (count, -1, *np.shape(x)[1:])), tree)
-    return pmap(lambda x: x)(parts)  # see `replicate`
+
+    def parts(x):  # without -1, which empty arrays do not determine
+        return np.reshape(x, (count, len(x) // count, *np.shape(x)[1:]))
+
+    return pmap(lambda x: x)(jax.tree.map(parts, tree))  # see `replicate`
 
 
 def join(tree):
     """`[devices, B / devices, ...]` to `[B, ...]` of this host, on the host."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), fetch(tree))
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), fetch(tree))
 
 
 class Agreement:

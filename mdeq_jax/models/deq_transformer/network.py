@@ -169,14 +169,14 @@ class DEQTransformer(EquilibriumSolver, nn.Module):
             z = dropout(z, mask, self.cell.spec.dropout)
         return self.softmax(z, self.embedding.tables, self.embedding.projections)
 
-    @property
-    def splits_exactly(self) -> bool:
-        """Whether a text in shorter segments has the same states, if the memory holds it.
+    @nn.nowrap
+    def shortest_segment(self, length: int) -> int:
+        """How short segments may be to see as far back as segments of `length` do.
 
         The memory holds equilibria, and so do the positions of a segment. Without an equilibrium
         these attend to the states of their own layer instead.
         """
-        return self.num_layers is None
+        return 1 if self.num_layers is None and self.mem_len >= length else length
 
     @nn.nowrap
     def fixed_point_problem(

@@ -210,13 +210,13 @@ class DEQTrellisNet(EquilibriumSolver, nn.Module):
             output = dropout(output, mask, self.dropout)
         return self.softmax(output, self.embedding.tables)
 
-    @property
-    def splits_exactly(self) -> bool:
-        """Whether a text in shorter segments has the same states.
+    @nn.nowrap
+    def shortest_segment(self, length: int) -> int:
+        """How short segments may be to see what segments of `length` do.
 
-        It has not, because the injection of a segment does not see the tokens before it.
+        The injection of a segment does not see the tokens before it.
         """
-        return self.injection.shape[0] == 1
+        return 1 if self.injection.shape[0] == 1 else length
 
     @nn.nowrap
     def fixed_point_problem(

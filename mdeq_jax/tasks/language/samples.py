@@ -80,16 +80,19 @@ def run(
 ) -> Generated:
     """`generate`, with segments as short as the model allows."""
     model: Any = trained.model
-    length = trained.config.data.segment_length or DEFAULT_SEGMENT_LENGTH
     options.setdefault("warm", family_of(trained.config).has_equilibrium)
     return generate(
         model,
         trained.variables,
         prompt,
         request,
-        segment_length=1 if model.splits_exactly else length,
+        segment_length=model.shortest_segment(_segment_length(trained)),
         **options,
     )
+
+
+def _segment_length(trained: TrainedModel) -> int:
+    return trained.config.data.segment_length or DEFAULT_SEGMENT_LENGTH
 
 
 def compare(
@@ -104,7 +107,8 @@ def compare(
         return []
     cold = run(trained, prompt, request, warm=False, forced=result.tokens)
     lines = [_cost("Without the warm start, each", vocabulary, cold)]
-    if trained.model.splits_exactly:
+    model: Any = trained.model
+    if model.shortest_segment(_segment_length(trained)) == 1:
         lines.append(_solved_anew(trained, prompt, result, vocabulary))
     return lines
 
@@ -116,7 +120,7 @@ def _solved_anew(
     batch = len(result.tokens)
     tokens = np.concatenate([np.broadcast_to(prompt, (batch, len(prompt))), result.tokens], axis=1)
     model: Any = trained.model
-    length = min(tokens.shape[1] - 1, trained.config.data.segment_length or DEFAULT_SEGMENT_LENGTH)
+    length = min(tokens.shape[1] - 1, _segment_length(trained))
     solve = jax.jit(lambda variables, window: model.apply(variables, window).solution.nfe)
     variables, costs = jax.device_put(trained.variables), []
     ends = range(tokens.shape[1] - 1, length - 1, -1)[:MAX_COMPARED]

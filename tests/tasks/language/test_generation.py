@@ -58,7 +58,6 @@ def test_the_most_likely_continuation(language_config, expected, family, lengths
             result = generate(model, variables, PROMPT, GREEDY, segment_length=length, warm=warm)
             np.testing.assert_array_equal(result.tokens, [tokens] * 2)
             assert (result.nfe is None) == (family == "transformer")
-            assert model.splits_exactly == (1 in lengths)
 
 
 def test_a_full_segment_moves_into_the_memory(language_config):
@@ -69,6 +68,15 @@ def test_a_full_segment_moves_into_the_memory(language_config):
         for length in (1, 3)
     ]
     np.testing.assert_array_equal(*results)
+
+
+def test_segments_are_short_only_if_the_memory_replaces_them(language_config):
+    shortest = {}
+    for family in ("deq_transformer", "transformer", "deq_trellisnet"):
+        model, _ = prepare(language_config, family)
+        shortest[family] = (model.shortest_segment(12), model.shortest_segment(13))
+    assert shortest["deq_transformer"] == (1, 13)  # of a memory of 12
+    assert shortest["transformer"] == shortest["deq_trellisnet"] == (12, 13)
 
 
 def test_draws():

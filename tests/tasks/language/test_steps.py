@@ -86,7 +86,7 @@ def one_device(exact, batches):
     return take_steps(exact(), batches)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_devices_agree(exact, batches, one_device, devices):
     assert_close(take_steps(exact(), batches, devices), one_device)
 
@@ -114,6 +114,14 @@ def test_memory_is_emptied_where_a_text_begins(exact, batches):
     np.testing.assert_array_equal(carry.filled, [8] * 4 + [12] * 4)
     np.testing.assert_array_equal(carry.z[:4, :4], 0)
     assert np.all(np.any(carry.z[4:, :4], axis=(1, 2)))
+
+
+@pytest.mark.slow
+def test_without_a_memory(exact, batches):
+    """Arrays without elements are split, too."""
+    fields = {"model.transformer.mem_len": 0, "train.accumulate_steps": 2}
+    _, carry = take_steps(exact(**fields), batches[:1], devices=2)
+    assert carry.z.shape == (BATCH, 0, 16)
 
 
 def test_a_step_that_is_not_finite_leaves_no_memory(exact, batches):
