@@ -8,12 +8,14 @@ from pathlib import Path
 import jaxlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests spend their time in the compiler, so it optimises little. The second flag keeps
-# YNNPACK's convolutions, which `choose_convolutions` turns off: without them, float64 takes 100
-# times as long.
+# The tests spend their time in the compiler, so it optimises little, and emits loops by its older
+# and quicker way (an option that other versions ignore). The last flag keeps YNNPACK's
+# convolutions, which `choose_convolutions` turns off: without them, float64 takes 100 times as
+# long.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
     + " --xla_cpu_experimental_ynn_fusion_type=+individual_convolution"
     * (jaxlib.__version__ == "0.10.2"),
 )
@@ -32,7 +34,7 @@ CACHE = REPOSITORY / ".jax_cache"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def run_script():
         return {
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
             f"--xla_force_host_platform_device_count={devices}",
         }
