@@ -29,7 +29,7 @@ _EXPORT = command_line.define_path("export", "PyTorch file to write; needs torch
 _INSPECT = flags.DEFINE_bool("inspect", False, "List what the file holds, and convert nothing.")
 
 _KEY = flags.DEFINE_string("key", None, "Entry of the file to take, e.g. model_ema.")
-_ALLOW_NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "Convert NaN and infinity too.")
+_ALLOW_NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "Take NaN and infinity too.")
 
 
 def _convert():
@@ -56,7 +56,10 @@ def _convert():
         variables = conversion.variables
         summary = "\n".join([*(f"note: {note}" for note in notes), convert.summarize(conversion)])
     if _EXPORT.value:
-        convert.write_torch_file(_EXPORT.value, convert.export_state_dict(variables, config))
+        state_dict = convert.export_state_dict(
+            variables, config, allow_nonfinite=_ALLOW_NONFINITE.value
+        )
+        convert.write_torch_file(_EXPORT.value, state_dict)
         summary += f"\nwrote {_EXPORT.value}"
     if _OUTPUT.value:
         save_variables(variables, config, _OUTPUT.value)

@@ -69,14 +69,19 @@ def convert(
     with np.errstate(over="ignore"):  # reported by `not_finite`
         conversion = _convert(state_dict, config)
     bad = not_finite(state_dict)
-    if bad and not allow_nonfinite:
+    if not allow_nonfinite:
+        _refuse_nonfinite(bad, "convert")
+    return conversion._replace(notes=[*conversion.notes, *(f"not finite: {line}" for line in bad)])
+
+
+def _refuse_nonfinite(bad: list[str], verb: str) -> None:
+    if bad:
         raise WeightsFileError(
             "The weights are not finite in float32:\n  "
             + "\n  ".join(bad)
-            + "\nThe network would return NaN. Take another checkpoint, or convert this one "
-            "regardless with --allow_nonfinite (or convert(..., allow_nonfinite=True))."
+            + f"\nThe network would return NaN. Take another checkpoint, or {verb} this one "
+            f"regardless with --allow_nonfinite (or allow_nonfinite=True)."
         )
-    return conversion._replace(notes=[*conversion.notes, *(f"not finite: {line}" for line in bad)])
 
 
 def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:
@@ -142,12 +147,15 @@ def _check_agreement(
         raise WeightsFileError("\n  ".join(["The weights do not fit config.model:", *lines]))
 
 
-def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.ndarray]:
+def export_state_dict(
+    variables: Mapping, config: "ConfigDict", *, allow_nonfinite: bool = False
+) -> dict[str, np.ndarray]:
     """Returns the state dict for the original's `load_state_dict`: inverts `convert_state_dict`.
 
     Args:
         variables: Flax variables of `build_model(config)`.
         config: a config of `configs/`; with `model.fuse_weight_norm` the names are TorchDEQ's.
+        allow_nonfinite: export NaN and infinity too. Without it, they are an error.
 
     Returns:
         Names to float32 arrays, in PyTorch's order and layout. The counters `num_batches_tracked`
@@ -156,8 +164,17 @@ def export_state_dict(variables: Mapping, config: "ConfigDict") -> dict[str, np.
         the original wraps the network in a module. The names here lack it.
 
     Raises:
-        WeightsFileError: the variables are of another network; lists the differences.
+        WeightsFileError: the variables are of another network, or not finite; lists the
+            differences or the tensors.
     """
+    with np.errstate(over="ignore"):  # reported by `not_finite`
+        state_dict = _export(variables, config)
+    if not allow_nonfinite:
+        _refuse_nonfinite(not_finite(state_dict), "export")
+    return state_dict
+
+
+def _export(variables, config):
     names = weight_names(config)
     table, constants = names.table(config), names.constants(config)
     leaves: dict[tuple[str, ...], np.ndarray] = dict(_flatten(variables))

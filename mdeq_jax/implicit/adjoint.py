@@ -64,7 +64,8 @@ def solve_linear(
     """Solves u = product(u) + constant with one of `mdeq_jax.solvers`, from zero or `start`.
 
     It solves for the constant of each sample scaled to a norm in [1, 2), and scales back. An
-    absolute tolerance of the solver is scaled too, so it keeps its meaning.
+    absolute tolerance counts in units of the constant's norm. So the solution is linear in the
+    constant under either `stop_mode`, however small the loss.
     """
     flat, unravel = ravel_batch(constant)
     flat, scale = to_unit_norm(flat)
@@ -75,7 +76,7 @@ def solve_linear(
 
     bound = settings_of(solver)
     if bound.get("stop_mode") == "abs" and "tol" in bound:
-        solver = partial(solver, tol=bound["tol"] / scale)
+        solver = partial(solver, tol=bound["tol"] * jnp.maximum(safe_norm(flat), 1))
     solution = solver(affine, start)
     solution = solution._replace(
         z=scaled(solution.z, scale),

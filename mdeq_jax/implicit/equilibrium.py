@@ -108,21 +108,23 @@ def equilibrium(
         has_aux: whether f returns `(z, aux)`, aux being any pytree of arrays.
         trace: function of (step, z like `z0`, residual `[B]`) that the host calls at the forward
             solver's start and after each step, through `jax.debug.callback`. The residual is that
-            of the solver's `stop_mode`.
+            of the solver's `stop_mode`. "unroll" and "reversible", which have no solver, call it
+            at each state that the report has a row for.
 
     Returns:
         The state, one evaluation of f past the solver's (the `phantom` gradient: its last
         application), and the solver's report. The report's `z` is the flat `[B, D]` state before
         that evaluation. With `has_aux` also aux at the report's `z`, where f is evaluated last (the
-        `phantom` gradient: its first application). It gets no gradient.
+        `phantom` gradient: its first application). It gets no gradient, because the report's `z`
+        has none. For an aux with a gradient, evaluate f at the returned state:
+        `f(params, z, x)[1]`.
 
     Raises:
         TypeError: f changes the type of a leaf of the state, or `z0` has other leaves than
             floating-point arrays.
-        ValueError: f changes the structure or a shape of the state, `trace` with a gradient that
-            uses no solver, an unknown gradient, a solver that "shine" cannot use, a `b_solver` that
-            the gradient has already or does not take, or an argument that the solver or the
-            gradient refuses.
+        ValueError: f changes the structure or a shape of the state, an unknown gradient, a solver
+            that "shine" cannot use, a `b_solver` that the gradient has already or does not take, or
+            an argument that the solver or the gradient refuses.
     """
     info = gradient_info(gradient)
     function = info.function if isinstance(gradient, str) else gradient
@@ -131,10 +133,7 @@ def equilibrium(
     f, params, z0 = cell.f, cell.params, cell.z0
     if info.own_iteration:
         if trace is not None:
-            raise ValueError(
-                f"trace has no effect on the gradient {info.function.__name__!r}, which uses no "
-                "solver. Leave it out, or choose another gradient."
-            )
+            function = partial(function, trace=trace)
         z, solution = function(f, params, x, z0, backward_stats, step_budget=step_budget)
     else:
         solution = _solve(f, params, x, z0, f_solver, info, step_budget, trace)

@@ -1,7 +1,10 @@
 """Limits and report of a forward iteration that belongs to a gradient."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mdeq_jax.solvers import Solution, Status, norms
 from mdeq_jax.solvers.validate import STOP_MODES, check_count, check_tolerance
@@ -35,6 +38,24 @@ def residuals(z: PyTree, fz: PyTree) -> tuple[jax.Array, jax.Array]:
     flat_z, flat_fz = jax.lax.stop_gradient((ravel_batch(z)[0], ravel_batch(fz)[0]))
     abs_residual, rel_residual, _ = norms.residuals(flat_z, flat_fz)
     return abs_residual, rel_residual
+
+
+def call_on_host(
+    trace: Callable | None,
+    step: jax.Array,
+    z: PyTree,
+    measured: tuple[jax.Array, jax.Array],
+    stop_mode: str,
+) -> None:
+    """Calls `trace(step, z, residual)` on the host, with the residual that counts."""
+    if trace is None:
+        return
+    residual = measured[1] if stop_mode == "rel" else measured[0]
+
+    def call(step, z, residual):
+        trace(step, jax.tree.map(np.asarray, z), residual)
+
+    jax.debug.callback(call, *jax.lax.stop_gradient((step, z, residual)))
 
 
 def report(

@@ -11,6 +11,7 @@ both from z0, and both converge to the equilibrium. Each line can be solved for 
 so the backward pass rebuilds the iterates from the last ones instead of keeping them.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from jax import lax
 
 from mdeq_jax.implicit.adjoint import BackwardStats
 from mdeq_jax.implicit.attach import first_order_only
-from mdeq_jax.implicit.iteration import check_iteration, report, residuals, step_limit
+from mdeq_jax.implicit.iteration import call_on_host, check_iteration, report, residuals, step_limit
 from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.parallel import varying_like
 from mdeq_jax.solvers import Solution, Status
@@ -42,6 +43,7 @@ def reversible(
     tol: float = 1e-3,
     stop_mode: str = "rel",
     step_budget: int | jax.Array | None = None,
+    trace: Callable | None = None,
 ) -> tuple[PyTree, Solution]:
     """`steps` reversible steps from z0, whose exact gradient needs the memory of one of them.
 
@@ -64,6 +66,8 @@ def reversible(
         tol: a sample whose residual ends under this counts as CONVERGED; all steps are made.
         stop_mode: the residual that counts, "rel" or "abs".
         step_budget: makes fewer steps, at least one; may be traced (no recompilation).
+        trace: function of (step, y, residual `[B]`) that the host calls after each step, counted
+            from 1; never in the backward pass.
 
     Returns:
         The last z, and the report of the last y, where f was last evaluated.
@@ -81,7 +85,8 @@ def reversible(
     limit = jnp.int32(step_limit(steps, step_budget))
     fz0 = jax.eval_shape(f, params, z0, x)
     z0, backward_stats = varying_like(fz0, (lax.stop_gradient(z0), backward_stats))
-    iterated: Any = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
+    host = partial(call_on_host, trace, stop_mode=stop_mode)
+    iterated: Any = _iterate(f, beta, steps, host, params, x, z0, limit, backward_stats)
     z, y, traces = iterated
     return z, report(y, traces, limit, nfe=2 * limit, tol=tol, stop_mode=stop_mode)
 
@@ -94,8 +99,8 @@ def _unrelax(beta, new, value):
     return jax.tree.map(lambda a, b: (a - beta * b) / (1 - beta), new, value)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _iterate(f, beta, steps, params, x, z0, limit, backward_stats):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _iterate(f, beta, steps, host, params, x, z0, limit, backward_stats):
     """The last z and y, and the residuals of each y as `[steps, B]`."""
 
     def step(n, carry):
@@ -103,6 +108,7 @@ def _iterate(f, beta, steps, params, x, z0, limit, backward_stats):
         y = _relax(beta, y, f(params, z, x))
         fy = f(params, y, x)
         absolute, relative = residuals(y, fy)
+        host(n + 1, y, (absolute, relative))
         traces = abs_trace.at[n].set(absolute), rel_trace.at[n].set(relative)
         return y, _relax(beta, z, fy), *traces
 
@@ -113,13 +119,13 @@ def _iterate(f, beta, steps, params, x, z0, limit, backward_stats):
     return z, y, tuple(traces)
 
 
-def _forward(f, beta, steps, params, x, z0, limit, backward_stats):
-    iterated: Any = _iterate(f, beta, steps, params, x, z0, limit, backward_stats)
+def _forward(f, beta, steps, host, params, x, z0, limit, backward_stats):
+    iterated: Any = _iterate(f, beta, steps, host, params, x, z0, limit, backward_stats)
     z, y, traces = iterated
     return (z, y, traces), (params, x, z0, limit, y, z)
 
 
-def _backward(f, beta, steps, saved, cotangents):
+def _backward(f, beta, steps, host, saved, cotangents):
     saved, cotangent = first_order_only(
         (saved, cotangents[0]), "reversible", "the 'unroll' or 'ift' gradient"
     )

@@ -1,11 +1,13 @@
 """Backpropagation through a number of applications of the cell."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.implicit.adjoint import BackwardStats
-from mdeq_jax.implicit.iteration import check_iteration, report, residuals, step_limit
+from mdeq_jax.implicit.iteration import call_on_host, check_iteration, report, residuals, step_limit
 from mdeq_jax.implicit.problem import Cell
 from mdeq_jax.parallel import varying_like
 from mdeq_jax.solvers import Solution
@@ -25,6 +27,7 @@ def unroll(
     tol: float = 1e-3,
     stop_mode: str = "rel",
     step_budget: int | jax.Array | None = None,
+    trace: Callable | None = None,
 ) -> tuple[PyTree, Solution]:
     """`steps` applications z <- (1 - tau) z + tau f(z) from z0, with their exact gradient.
 
@@ -45,6 +48,8 @@ def unroll(
         tol: a sample whose residual ends under this counts as CONVERGED; all steps are made.
         stop_mode: the residual that counts, "rel" or "abs".
         step_budget: makes fewer steps, at least one; may be traced (no recompilation).
+        trace: function of (step, z, residual `[B]`) that the host calls at each state where f is
+            evaluated: the start, as step 0, and all others but the last.
 
     Returns:
         The state after the last step, and the report of the state before it, where f was last
@@ -66,8 +71,9 @@ def unroll(
     if remat:
         apply = jax.checkpoint(apply)
 
-    def step(carry, _):
+    def step(carry, n):
         new, measured = apply(carry[0])
+        call_on_host(trace, n, carry[0], measured, stop_mode)
         return (new, carry[0]), measured
 
     def step_within_limit(carry, n):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdeq_jax.implicit import GRADIENTS, equilibrium, supervised_states
+from mdeq_jax.implicit import GRADIENTS, equilibrium, reversible, supervised_states, unroll
 from mdeq_jax.solvers import broyden
 from tests.helpers.cells import SOLVE, assert_trees_close, problem, start, tanh_cell, value
 
@@ -149,5 +149,30 @@ def test_trace_gets_states_like_the_start():
     for _, z, residual in calls:
         assert jax.tree.map(np.shape, z) == jax.tree.map(jnp.shape, z0)
         assert residual.shape == (2,)
-    with pytest.raises(ValueError, match="trace has no effect on the gradient 'unroll'"):
-        equilibrium(f, (), (), z0, gradient="unroll", trace=print)
+
+
+@pytest.mark.parametrize("remat", [None, False, True])  # None: the reversible gradient
+def test_iterations_without_a_solver_call_trace_once_a_step(remat):
+    """Under differentiation too, with the states and residuals of the report."""
+    calls = {}
+    gradient = partial(unroll, remat=remat) if remat is not None else partial(reversible, beta=0.8)
+    z0 = {"a": jnp.full((2, 3), 0.5)}
+
+    def keep(step, z, residual):
+        assert int(step) not in calls
+        calls[int(step)] = (z, residual)
+
+    def loss(params):
+        z, report = equilibrium(
+            lambda params, z, x: jax.tree.map(lambda z: jnp.cos(params * z), z),
+            params, (), z0, gradient=partial(gradient, steps=4, tol=0), step_budget=3, trace=keep,
+        )  # fmt: skip
+        return jnp.sum(z["a"]), report
+
+    _, report = jax.block_until_ready(jax.jit(jax.grad(loss, has_aux=True))(0.5))
+    jax.effects_barrier()
+    first = 0 if remat is not None else 1
+    assert sorted(calls) == [first, first + 1, first + 2]
+    residuals = np.stack([calls[step][1] for step in sorted(calls)])
+    np.testing.assert_allclose(residuals, report.rel_trace[:3], rtol=1e-6)
+    np.testing.assert_allclose(calls[max(calls)][0]["a"].reshape(2, 3), report.z, rtol=1e-6)

@@ -54,10 +54,15 @@ def test_every_sample_has_its_scale(x64):
     assert (report.status == Status.CONVERGED).all()
 
 
-def test_an_absolute_tolerance_stays_absolute():
+def test_an_absolute_tolerance_counts_in_units_of_the_cotangent(x64):
+    """Each sample takes the same steps to the same solution, from a loss of any scale."""
     params, x = problem()
     solver = partial(broyden, max_steps=40, tol=1e-3, stop_mode="abs")
-    cotangent = jnp.full_like(x, 1e-5)
-    u, report = solve_adjoint(affine_cell, params, x, x, cotangent, b_solver=solver)
-    assert (report.steps == 0).all() and (u == 0).all()
-    np.testing.assert_allclose(report.residual, np.sqrt(6) * 1e-5, rtol=1e-5)
+    scales = jnp.array([1e-30, 3e-7, 7e12])[:, None]
+    solve = jax.jit(lambda g: solve_adjoint(affine_cell, params, x, x, g, b_solver=solver))
+    (u, report), (expected, plain) = (solve(s * jnp.ones_like(x)) for s in (scales, 1.0))
+    assert (plain.status == Status.CONVERGED).all() and (plain.steps > 0).all()
+    np.testing.assert_array_equal(report.steps, plain.steps)
+    np.testing.assert_allclose(u / scales, expected, rtol=1e-9)
+    np.testing.assert_allclose(report.residual / scales[:, 0], plain.residual, rtol=1e-6)
+    assert (report.residual < 1e-3 * np.sqrt(6) * scales[:, 0]).all()

@@ -70,3 +70,18 @@ def test_the_norm_of_one_zero():
     solution = jax.jit(lambda z0: broyden(lambda z: z * 0.5 + 0.5, z0, tol=1e-2))(jnp.zeros((1, 1)))
     assert solution.status[0] == Status.CONVERGED
     assert solution.z[0, 0] == 1
+
+
+def test_steps_too_small_for_broydens_squares_end_it_stalled():
+    """In float32 their squares are zero. The other solvers go on."""
+    slope = jnp.asarray([0.3, 0.5, 0.9, -0.5], jnp.float32)
+    offset = jnp.full((2, 4), 1e-25, jnp.float32)
+    for name in SOLVERS:
+        solution = SOLVERS[name](
+            lambda z: affine(slope[None], offset, z), jnp.zeros((2, 4)), max_steps=60, tol=TOL
+        )
+        expected = Status.STALLED if name == "broyden" else Status.CONVERGED
+        assert (solution.status == expected).all()
+        residual = recomputed(slope[None], offset, solution.z)
+        np.testing.assert_allclose(solution.rel_residual, residual, rtol=1e-4)
+        assert (residual < TOL).all() == (name != "broyden")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.data.dataset import IGNORE_LABEL, Dataset, check_optional_fields, choose_eval_split
 from mdeq_jax.data.vision import tfds_records
-from mdeq_jax.data.vision.decoding import ExampleError
+from mdeq_jax.data.vision.decoding import ExampleError, decode_label_map
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD, DiskSplit
 from mdeq_jax.data.vision.files import pair_reader, require_folders
 from mdeq_jax.data.vision.folders import find_images, is_hidden
@@ -24,6 +24,7 @@ from mdeq_jax.data.vision.transforms import (
 )
 
 BASE_SIZE = 2048
+CHECKED_MAPS = 8  # of a split, when it is loaded
 TFDS_NAME = "cityscapes/semantic_segmentation"
 
 
@@ -90,6 +91,7 @@ def load(config: ConfigDict) -> Dataset:
     Raises:
         FileNotFoundError: neither layout is found, or (unless `on_error="skip"`) a label map is
             missing.
+        ValueError: the label maps of a split probably hold train ids.
     """
     check_optional_fields(config, (*SEGMENTATION_FIELDS, "eval_split"))
     eval_split = choose_eval_split(config, ("val", "train"))
@@ -134,6 +136,31 @@ def check_label_ids(labels: np.ndarray, path: str) -> None:
         )
 
 
+def _check_split(labels: list[pathlib.Path], split: str) -> None:
+    """Raises ValueError if the label maps of a split probably hold train ids.
+
+    These may lack 255, so that a single map tells nothing. But street scenes hold vegetation (21),
+    sky (23) or cars (26). Several maps with nothing over 18 are not label ids. Usually the first
+    map decides. Files that cannot be read are left to the loader.
+    """
+    sample = labels[:: max(1, len(labels) // CHECKED_MAPS)][:CHECKED_MAPS]
+    if len(sample) < CHECKED_MAPS:
+        return
+    for path in sample:
+        try:
+            ids = decode_label_map(path.read_bytes(), str(path))
+        except (OSError, ExampleError):
+            return
+        if ((ids >= len(CLASSES)) & (ids < 34)).any():
+            return
+    raise ValueError(
+        f"{sample[0]} and {len(sample) - 1} more label maps of {split!r} hold no id from "
+        f"{len(CLASSES)} to 33, not even vegetation (21), sky (23) or cars (26). They look like "
+        "train ids, but label ids (0 to 33) are required: put the original gtFine_labelIds.png "
+        "in their place."
+    )
+
+
 def _official_readers(config):
     folders = [
         f"{kind}/{split}" for kind in ("leftImg8bit", "gtFine") for split in ("train", "val")
@@ -152,6 +179,7 @@ def _official_readers(config):
                 stem = image.stem.removesuffix("_leftImg8bit")
                 label = root / "gtFine" / split / city.name / f"{stem}_gtFine_labelIds.png"
                 pairs.append((image, label))
+        _check_split([label for _, label in pairs], split)
         readers[split] = pair_reader(pairs, f"cityscapes ({split})", config.on_error, left_out)
     return readers
 

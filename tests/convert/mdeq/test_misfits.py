@@ -83,6 +83,10 @@ def test_weights_that_are_not_finite_are_named(value, tiny):
     assert "classifier.bias: 2 of 10 numbers" in message and "--allow_nonfinite" in message
     conversion = convert(bad, config, allow_nonfinite=True)
     assert conversion.notes == ["not finite: classifier.bias: 2 of 10 numbers"]
+    with pytest.raises(WeightsFileError, match=r"(?s)classifier.bias: 2 of 10 .*export this one"):
+        export_state_dict(conversion.variables, config)
+    exported = export_state_dict(conversion.variables, config, allow_nonfinite=True)
+    assert not np.isfinite(exported["classifier.bias"][:2]).any()
 
 
 def test_names_that_would_move_the_terminal_are_escaped(tiny):

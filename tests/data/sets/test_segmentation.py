@@ -260,6 +260,25 @@ def test_train_ids_under_the_name_of_label_ids_are_refused(data_config, tmp_path
     assert len(list(EvalLoader(load_dataset(config), 1))) == 2
 
 
+def test_train_ids_without_ignored_pixels_are_refused_by_the_split(data_config, tmp_path):
+    """A single map without a class over 18 may hold label ids; eight of them do not."""
+    official_cityscapes(tmp_path)
+    config = data_config(
+        name="cityscapes", data_dir=str(tmp_path), image_size=(32, 32), base_size=64
+    )
+    labels = np.random.default_rng(0).integers(0, 19, (8, 8)).astype(np.uint8)
+    train = tmp_path / "gtFine/train/ulm"
+    for i in range(cityscapes.CHECKED_MAPS):
+        stem = f"ulm_{i:06d}_000019"
+        write(tmp_path / f"leftImg8bit/train/ulm/{stem}_leftImg8bit.png", b"")
+        write(train / f"{stem}_gtFine_labelIds.png", encode(".png", labels))
+    with pytest.raises(ValueError, match=r"7 more label maps of 'train' .* look like train ids"):
+        load_dataset(config)
+    labels[0, 0] = 23
+    write(train / "ulm_000007_000019_gtFine_labelIds.png", encode(".png", labels))
+    assert load_dataset(config).num_train == cityscapes.CHECKED_MAPS
+
+
 def test_real_camvid(data_config, camvid_dir):
     config = data_config(
         name="camvid",
