@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parent.parent
 GUIDE = (REPOSITORY / "docs" / "guide.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_programs_run(capsys):
     names = {}
     for program in PROGRAMS:

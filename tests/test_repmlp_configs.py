@@ -25,6 +25,7 @@ PUBLISHED = {  # multiply-adds in 1e9
     "repmlpnet_d256": 8.6,
     "repmlpnet_l256": 11.5,
 }
+LARGE = ("repmlpnet_b256", "repmlpnet_d256", "repmlpnet_l256")  # many blocks take long to trace
 
 
 def load(name):
@@ -49,7 +50,9 @@ def test_all_are_here():
     assert len(CONFIGS) == 10 and set(PUBLISHED) < set(CONFIGS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in CONFIGS]
+)
 def test_header_and_settings(name):
     config, header = load(name)
     assert config.name == name and config.is_locked

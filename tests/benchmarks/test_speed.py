@@ -26,6 +26,7 @@ def quick_roof(monkeypatch):
     monkeypatch.setattr(roofline, "_measured", lambda precision: roofline.Roof(1e12, 1e11, "none"))
 
 
+@pytest.mark.slow
 def test_train_step(run, arguments):
     out, report = run(train_step, [*arguments, "--batch=4"])
     assert report["nfe"] == {"forward": 4, "backward": 3}  # forced, whatever the residual

@@ -70,6 +70,7 @@ def test_both_forms_of_the_file_are_equal_to_torchs(reference_dir):
             np.testing.assert_array_equal(array, expected[name].numpy())
 
 
+@pytest.mark.slow
 def test_evaluation_of_the_converted_checkpoint(workdir, dataset, reference, monkeypatch):
     """The accuracy after 18 Broyden steps; `eval.py` prints what `evaluate` returns."""
     monkeypatch.setattr(evaluation, "load_dataset", lambda _: dataset)

@@ -168,12 +168,14 @@ def test_implicit_gradients(network, solved):
     network.assert_gradients_close(solved[1], "grad/")
 
 
+@slow_four_scales
 def test_unrolled_logits_and_gradients(network, unrolled):
     gradients, logits = unrolled
     network.assert_close(logits, "unrolled3_logits")
     network.assert_gradients_close(gradients, "unrolled3_grad/")
 
 
+@slow_four_scales
 @pytest.mark.parametrize("name", ["broyden", "anderson"])
 def test_solver_traces(network, name):
     """Step by step on the first sample alone; the original's Anderson trace starts a step later."""

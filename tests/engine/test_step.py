@@ -72,6 +72,7 @@ def test_parts_of_a_batch_are_reported_together(accumulated):
     )
 
 
+@pytest.mark.slow
 def test_memory_grows_by_one_state_a_solver_step(tiny_config):
     """Compiled memory of the whole training step against `solver.forward.max_steps`."""
 

@@ -160,6 +160,7 @@ def test_of_refined_shine(x64):
     assert changed[HARD] and not changed[np.arange(BATCH) != HARD].any()
 
 
+@pytest.mark.slow
 def test_under_vmap(found, x64):
     (_, u), _ = found["damped"]
     scales = jnp.asarray([SCALES, SCALES[::-1]])

@@ -122,6 +122,7 @@ def test_neumann_tends_to_the_exact_gradient(x64):
     assert_trees_close(ours, jax.grad(partial(loss, tanh_cell))(params, x), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters(x64):
     params, x = problem()
     many = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)

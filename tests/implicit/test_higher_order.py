@@ -36,7 +36,9 @@ def third(of, params, x):
     return jax.grad(lambda params: squares(second(of, params, x)))(params)
 
 
-@pytest.mark.parametrize("linearize_at", ["z_star", "f_z_star"])
+@pytest.mark.parametrize(
+    "linearize_at", [pytest.param("z_star", marks=pytest.mark.slow), "f_z_star"]
+)
 def test_derivatives_of_the_exact_gradient_are_exact(linearize_at, x64):
     params, x = problem()
     gradient = partial(ift, linearize_at=linearize_at)

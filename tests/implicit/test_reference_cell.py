@@ -37,6 +37,7 @@ def cell(reference_dir, x64):
     return model.fixed_point_problem(variables, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pallas", [False, True])
 def test_the_cell_and_its_gradient_as_on_gpus(cell, pallas, as_on_gpu):
     """With dropout; as on CPUs they are compared with the original's figures elsewhere."""

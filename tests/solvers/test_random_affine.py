@@ -8,6 +8,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +185,7 @@ def check(sol, first, maps, steps, *, stop_mode, tol, **_):
     return converged & (slack < 0.5 * tol)
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_affine_maps(x64):
     problems, outcomes, beyond_rounding = Counter(), Counter(), Counter()
 

@@ -14,7 +14,10 @@ from tests.helpers.networks import EXPERIMENTS, assert_same, load_config, random
 COUNTERS = "*.num_batches_tracked"
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(n, marks=pytest.mark.slow) if "XL" in n else n for n in EXPERIMENTS],
+)
 def test_full_size_there_and_back(experiment, shapes):
     config = load_config(EXPERIMENTS[experiment])
     state_dict = random_state_dict(shapes[experiment])

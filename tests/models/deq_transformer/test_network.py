@@ -23,6 +23,7 @@ def small(**fields):
     return model, model.init(jax.random.key(0), TOKENS)
 
 
+@pytest.mark.slow
 def test_dropout_is_that_of_a_sample_wherever_it_is():
     rates = {"model__transformer__dropout": 0.3, "model__transformer__dropatt": 0.2}
     model, variables = small(**rates)
@@ -79,7 +80,9 @@ def test_bfloat16_stays_close():
     close(b.logits.nll(TOKENS), a.logits.nll(TOKENS), 2e-2)
 
 
-@pytest.mark.parametrize(("solver", "states"), [("anderson", 0), ("broyden", 1)])
+@pytest.mark.parametrize(
+    ("solver", "states"), [pytest.param("anderson", 0, marks=pytest.mark.slow), ("broyden", 1)]
+)
 def test_memory_of_a_step_grows_by_the_history_alone(solver, states):
     """The plan with more forward steps: Broyden's method keeps a state a step, Anderson's none."""
     tokens = jax.ShapeDtypeStruct((4, 64), jnp.int32)

@@ -43,7 +43,7 @@ def loss_and_gradient(reference, segment, masks=None):
     return run(reference.variables["params"], memory_before(reference, segment))
 
 
-@pytest.mark.parametrize("which", ["grad", "grad_last"])
+@pytest.mark.parametrize("which", ["grad", pytest.param("grad_last", marks=pytest.mark.slow)])
 def test_implicit_gradients(reference, which):
     segment = 0 if which == "grad" else reference.num_segments - 1
     (loss, _), gradients = loss_and_gradient(reference, segment)

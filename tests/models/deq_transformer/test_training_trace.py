@@ -61,6 +61,7 @@ def make_step(model, optimizer, num_layers):
     return step
 
 
+@pytest.mark.slow
 def test_ten_training_steps(trace):
     settings, arrays, config, model, params = trace
     train, length = settings["training"], settings["model"]["tgt_len"]

@@ -172,6 +172,7 @@ def exact(small_config, x64):
     return model, variables, images, direction, loss
 
 
+@pytest.mark.slow
 def test_whole_model_against_unrolled_autodiff(exact):
     model, variables, images, direction, loss = exact
 
