@@ -5,6 +5,10 @@ tenth held out. Most steps train two plain layers of the cell, which is a pretra
 train its equilibrium with the phantom gradient (Geng et al. 2021, 2111.05177). Pre-norm, as in Bai,
 Koltun, Kolter 2021 (2106.14342).
 
+Result: 2.67 bits a character on the held-out tenth after 167 s on two shared CPU cores (Python
+    3.11), the solver's residual at 3 %.
+Cost: 212,200 parameters; 1,227 steps of 16 segments of 64 characters.
+
     python train.py --config=configs/pydoc_transformer.py
     python eval.py --config=configs/pydoc_transformer.py --workdir=runs/pydoc_transformer \\
         --generate=200 --prompt="The statement" --temperature=0.8 --top_k=40
