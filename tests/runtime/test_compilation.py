@@ -88,7 +88,7 @@ def test_another_process_finds_what_was_compiled(tmp_path):
 
 CONVOLUTION = """
 import jax, jax.numpy as jnp
-import train  # which computes nothing when it is imported, or the flags would come too late
+from mdeq_jax import train  # which computes nothing on import, or the flags would come too late
 from mdeq_jax.layers import conv2d
 train.choose_convolutions()
 x, kernel = jnp.ones((4, 32, 32, 24)), jnp.ones((3, 3, 24, 24))

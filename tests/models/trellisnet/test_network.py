@@ -45,7 +45,7 @@ def test_masks_drop_what_they_name():
     ("fields", "message"),
     [
         ({"nout": 5}, "nout must be ninp"),
-        ({"vocab_size": None}, "vocab_size must be at least 2"),
+        ({"vocab_size": 1}, "vocab_size must be at least 2"),
         ({"cutoffs": (12, 8)}, "must rise"),
         ({"cutoffs": (12, 20)}, "must rise"),
         ({"dropouth": 1.0}, r"dropouth must be in \[0, 1\)"),
