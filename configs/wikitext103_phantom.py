@@ -6,8 +6,8 @@ Published: 22.3 perplexity (test) at memory 150, with TorchDEQ.
 Cost: 97,851,488 parameters as the script counts them (97,691,888 with tied projections once);
     300,000 steps of 56 segments of 150 words (4 GPUs in the original).
 The network and the schedule are those of wikitext103_transformer. The numbers of solver steps and
-    of gradient steps, and tau, are choices of this project; the recipe of this figure is
-    unreleased.
+    of gradient steps, and tau, are choices of this project: no released recipe of the
+    published figure was found.
 
     python train.py --config=configs/wikitext103_phantom.py --config.data.data_dir=DIR
     python eval.py --config=configs/wikitext103_phantom.py --workdir=DIR \\

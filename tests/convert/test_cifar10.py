@@ -10,7 +10,7 @@ import pytest
 from mdeq_jax.convert import load_torch_file
 from mdeq_jax.data import load_dataset
 from mdeq_jax.data.vision.tfds_records import open_split
-from mdeq_jax.engine import evaluation
+from mdeq_jax.engine import prepare
 from mdeq_jax.training import evaluate
 from tests.helpers.networks import load_config
 
@@ -73,7 +73,7 @@ def test_both_forms_of_the_file_are_equal_to_torchs(reference_dir):
 @pytest.mark.slow
 def test_evaluation_of_the_converted_checkpoint(workdir, dataset, reference, monkeypatch):
     """The accuracy after 18 Broyden steps; `eval.py` prints what `evaluate` returns."""
-    monkeypatch.setattr(evaluation, "load_dataset", lambda _: dataset)
+    monkeypatch.setattr(prepare, "load_dataset", lambda _: dataset)
     config = load_config("cifar10_tiny")
     config.eval.batch_size = 100
     metrics = evaluate(config, workdir)
