@@ -86,7 +86,7 @@ def test_known_architecture_is_the_configs(name):
 
 
 def expected_settings(experiments, name):
-    """The experiment of a config; a variant is told as its differences to another."""
+    """The experiment of a config; a variant is listed as its differences from another."""
     experiment = experiments[KNOWN_ARCHITECTURES[name][0]]
     if "as" not in experiment:
         return experiment

@@ -37,12 +37,12 @@ class _Source:
         while line in self.alone:
             above.insert(0, self.comments[line])
             line -= 1
-        beside = [
+        at_the_end = [
             self.comments[n]
             for n in range(first, last + 1)
             if n in self.comments and n not in self.alone
         ]
-        return " ".join(above + beside)
+        return " ".join(above + at_the_end)
 
     def dict_fields(self, call: ast.Call, prefix: str) -> list[Field]:
         """The keywords of `dict(...)`, also of one inside a call; parts have paths of their own."""

@@ -60,8 +60,8 @@ def run(
 
 def config_folder(script: str) -> Path:
     """The folder of the configs: next to a script of the repository, else in the package."""
-    beside = Path(script).resolve().parent / "configs"
-    return beside if beside.is_dir() else Path(__file__).parent.parent / "configs"
+    own = Path(script).resolve().parent / "configs"
+    return own if own.is_dir() else Path(__file__).parent.parent / "configs"
 
 
 def define_path(

@@ -88,7 +88,7 @@ def test_what_an_interrupted_save_left_is_removed(tmp_path):
 
 
 def test_reading_removes_nothing(tmp_path):
-    """An evaluation beside a training run leaves what that is writing alone."""
+    """An evaluation during a training run leaves what that is writing alone."""
     being_written = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     being_written.mkdir(parents=True)
     with Checkpoints(tmp_path, write=False):

@@ -20,7 +20,7 @@ def cell(params, z, x):
 
 
 def temporary_bytes(loss) -> int:
-    """Memory that the compiled gradient of `loss(params)` needs beside inputs and outputs."""
+    """Memory that the compiled gradient of `loss(params)` needs besides inputs and outputs."""
     compiled = jax.jit(jax.grad(loss)).lower(jnp.ones(SIZE)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

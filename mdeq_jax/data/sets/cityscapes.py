@@ -139,7 +139,7 @@ def check_label_ids(labels: np.ndarray, path: str) -> None:
 def _check_split(labels: list[pathlib.Path], split: str) -> None:
     """Raises ValueError if the label maps of a split probably hold train ids.
 
-    These may lack 255, so that a single map tells nothing. But street scenes hold vegetation (21),
+    These may lack 255, so a single map is not enough. But street scenes hold vegetation (21),
     sky (23) or cars (26). Several maps with nothing over 18 are not label ids. Usually the first
     map decides. Files that cannot be read are left to the loader.
     """
@@ -156,8 +156,8 @@ def _check_split(labels: list[pathlib.Path], split: str) -> None:
     raise ValueError(
         f"{sample[0]} and {len(sample) - 1} more label maps of {split!r} hold no id from "
         f"{len(CLASSES)} to 33, not even vegetation (21), sky (23) or cars (26). They look like "
-        "train ids, but label ids (0 to 33) are required: put the original gtFine_labelIds.png "
-        "in their place."
+        "train ids, but label ids (0 to 33) are required: replace "
+        "them with the original gtFine_labelIds.png."
     )
 
 

@@ -117,17 +117,11 @@ RESNET = Family(
     notes=notes,
     deploy=deploy_repmlp,
 )
-SEGMENTER = Family(
+SEGMENTER = RESNET._replace(
     build=build_segmenter,
     validate=validate_segmenter,
     task="segmentation",
     architecture_fields=(*_RESNET_FIELDS, "final_conv_kernel"),
-    transferable=("backbone",),
-    transfer_fields=("partition",),
-    has_equilibrium=False,
-    input_size=input_size,
-    notes=notes,
-    deploy=deploy_repmlp,
 )
 MLP = Family(
     build=build_mlp,

@@ -130,14 +130,9 @@ REPMLPNET = Family(
     notes=notes,
     deploy=deploy_repmlpnet,
 )
-SEGMENTER = Family(
+SEGMENTER = REPMLPNET._replace(
     build=build_segmenter,
     validate=validate_segmenter,
     task="segmentation",
     architecture_fields=(*_FIELDS, "final_conv_kernel"),
-    transferable=("backbone",),
-    has_equilibrium=False,
-    input_size=input_size,
-    notes=notes,
-    deploy=deploy_repmlpnet,
 )
