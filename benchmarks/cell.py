@@ -85,7 +85,7 @@ def _post_fusion(problem: CellProblem):
 
 
 def _convolutions(config, problem: CellProblem):
-    """Every convolution of the cell, each on an input of its own."""
+    """Every convolution of the cell, each on a separate input."""
     met = [conv for conv in convolutions(config) if conv.part in CELL_PARTS]
     dtype = problem.spec.dtype or problem.z[0].dtype
     batch = problem.z[0].shape[0]

@@ -1,4 +1,4 @@
-"""Traces training steps on a GPU by JAX's profiler, and says what its kernels are.
+"""Traces training steps on a GPU with JAX's profiler, and lists their kernels.
 
     XLA_FLAGS=--xla_gpu_enable_command_buffer= python -m benchmarks.gpu_profile \\
         --config=configs/cifar10_large.py --batch=96 --output=runs/gpu/profile

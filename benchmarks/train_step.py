@@ -96,7 +96,7 @@ def memory(compiled) -> dict:
 
 
 def xla_work(config, batch_size: int, compiled) -> Work:
-    """What XLA's cost analysis says of a step, on all devices.
+    """XLA's cost analysis of a step, on all devices.
 
     It counts the body of a loop once. The other rounds of the two solvers' loops are added here,
     each as one evaluation of the cell or one product with its Jacobian, without the solver's own

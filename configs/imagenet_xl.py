@@ -3,9 +3,9 @@
 Paper: Bai, Koltun, Kolter, Multiscale Deep Equilibrium Models, 2020 (2006.08656).
 Published: in the paper's table of ImageNet results; no figure was confirmed for these settings.
 Cost: 90,463,280 parameters; 500,400 steps of 256 images (8 GPUs in the original).
-Differs from the paper: its table 4 says nothing of how this model was trained
+Differs from the paper: its table 4 does not describe the training of this model
     (github.com/locuslab/mdeq/issues/10).
-Beware: as released, the 510,000 pretraining steps outlast the run, so that the equilibrium is never
+Beware: as released, the 510,000 pretraining steps outlast the run, so the equilibrium is never
     trained. Half of the steps, as for SMALL and LARGE: --config.train.pretrain_steps=255000
 
     python train.py --config=configs/imagenet_xl.py --config.data.data_dir=DIR

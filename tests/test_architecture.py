@@ -22,10 +22,12 @@ LAYOUT = [
     {"diagnostics"},
     {"engine"},
     {"training", "pretrained"},  # `training` re-exports the engine
-    {"train", "eval", "deploy", "export", "convert_torch_weights"},
+    {"train", "eval", "deploy", "export", "convert_torch_weights", "viz.report"},
     {"scripts"},
 ]
 SCRIPTS = LAYOUT[-2]
+# A command inside a room: it may import all that a script may, and nothing imports it.
+COMMANDS = {"viz/report.py": "viz.report"}
 FLOORS = {room: floor for floor, rooms in enumerate(LAYOUT) for room in rooms}
 STANDALONE = {"data", "viz"}
 # Rooms that know neither tasks nor families by name, and words that would show that they do.
@@ -38,6 +40,8 @@ MAX_FUNCTION_LINES = 60  # without the docstring
 def room_of(path: Path) -> str:
     if path.parent == REPOSITORY:
         return "scripts"
+    if (command := str(path.relative_to(PACKAGE))) in COMMANDS:
+        return COMMANDS[command]
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -52,7 +56,8 @@ def imported_rooms(path: Path) -> set[str]:
         for name in names:
             parts = name.split(".")
             if parts[0] == "mdeq_jax" and len(parts) > 1:
-                rooms.add(parts[1])
+                command = ".".join(parts[1:3])
+                rooms.add(command if command in COMMANDS.values() else parts[1])
     return rooms
 
 

@@ -27,7 +27,7 @@ def deploy_workdir(
     checkpoint: str = "latest",
     max_batches: int = 8,
 ) -> str:
-    """Writes the merged form of a trained network to a work directory of its own.
+    """Writes the merged form of a trained network to a separate work directory.
 
     Args:
         config: of the trained network.

@@ -92,7 +92,7 @@ def predict(
         checkpoint: "latest", "best", or a step.
 
     Returns:
-        A line that says what was written.
+        A line that lists the written files.
 
     Raises:
         FileNotFoundError: there is no such checkpoint or source.
@@ -118,7 +118,7 @@ def generate(
         checkpoint: "latest", "best", or a step.
 
     Returns:
-        The examples, and lines that say how they were made and where they were written.
+        The examples, and lines on how they were made and where they were written.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.

@@ -33,7 +33,7 @@ from mdeq_jax.tree import PyTree
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
-    """Trains as `config` says, or resumes from the newest checkpoint in `workdir`.
+    """Trains a model as described by `config`, or resumes from the newest checkpoint in `workdir`.
 
     Writes to `workdir`: `config.json`, `checkpoints/`, `best/`, `metrics.jsonl`, `tensorboard/`
     and, at the end, `convergence.png`. With several hosts every one of them calls it, after

@@ -37,7 +37,7 @@ class TrainingDiverged(FloatingPointError):
 
 
 class _Window:
-    """Reports of the steps since some moment, and how long they took."""
+    """Reports of the steps since the last line of the log, and how long they took."""
 
     def __init__(self, batches: Prefetcher):
         self.reports, self._batches = [], batches
@@ -135,7 +135,7 @@ class TrainingRun:
         writer = MetricsWriter(self._workdir, after_step=start, tensorboard=tensorboard)
         prefetcher = Prefetcher(self._loader, devices.to_devices)
         with self._bar(start) as bar, writer, closing(self._loader), prefetcher as batches:
-            self._since_log, self._since_eval = _Window(batches), _Window(batches)
+            self._window = _Window(batches)
             for step in range(start + 1, self._num_steps + 1):
                 batch, data_state = next(batches)
                 self._take_step(step, batch)
@@ -150,10 +150,10 @@ class TrainingRun:
                     raise Interrupted(step, self._checkpoints.path, flag.received)
                 if due.evaluates:
                     self._evaluate(writer, step)
-                    self._since_log, self._since_eval = _Window(batches), _Window(batches)
                 elif due.logs:
-                    self._log_steps(writer, step, self._since_log)
-                    self._since_log = _Window(batches)
+                    self._log_steps(writer, step)
+                if due.evaluates or due.logs:
+                    self._window = _Window(batches)
         return devices.unreplicate(self._state), self._metrics
 
     def _save(self, data_state: dict) -> None:
@@ -200,8 +200,7 @@ class TrainingRun:
         while len(self._pending) > keep:
             report = fetch(self._pending.pop(0))
             self._check(report)
-            self._since_log.reports.append(report)
-            self._since_eval.reports.append(report)
+            self._window.reports.append(report)
             self._healthy = report.scalars["skipped"] == 0
             bar.set_postfix_str(f"loss {report.scalars['loss']:.4f}", refresh=False)
 
@@ -219,8 +218,8 @@ class TrainingRun:
                 "jacobian.frequency), or precision='float32'."
             )
 
-    def _step_metrics(self, step: int, window: _Window) -> dict:
-        metrics = window.metrics(self._task)
+    def _step_metrics(self, step: int) -> dict:
+        metrics = self._window.metrics(self._task)
         if step <= self._config.train.pretrain_steps:
             phase = "pretraining"
         else:
@@ -233,15 +232,15 @@ class TrainingRun:
             **metrics,
         }
 
-    def _log_steps(self, writer: MetricsWriter, step: int, window: _Window) -> None:
-        metrics = self._step_metrics(step, window)
+    def _log_steps(self, writer: MetricsWriter, step: int) -> None:
+        metrics = self._step_metrics(step)
         writer.write(metrics)
         self._log(step, "train", describe_training(metrics, self._task))
 
     def _evaluate(self, writer: MetricsWriter, step: int) -> None:
         """Evaluates, and keeps the state if it is the best so far."""
         variables = self._state.eval_variables
-        metrics = {**self._step_metrics(step, self._since_eval), **self._evaluator(variables)}
+        metrics = {**self._step_metrics(step), **self._evaluator(variables)}
         epochs = self._config.eval.spectral_radius_every_epochs
         if epochs is not None and (step % self._every(epochs) == 0 or step == self._num_steps):
             metrics |= self._evaluator.spectral_radius(variables)

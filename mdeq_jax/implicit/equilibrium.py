@@ -86,9 +86,9 @@ def equilibrium(
     "unroll"       k steps without a solver, states kept              exact for the steps   yes
     =============  =================================================  ===================  =======
 
-    "Again" is reverse mode over reverse mode; where refused, it raises NotImplementedError. Where
-    forward mode (`jax.jvp`, `jax.linearize`, `jax.hessian`) is unavailable, JAX raises a TypeError
-    about `custom_vjp`. `solve_tangent` computes the directional derivative of an equilibrium.
+    "Again" is reverse mode over reverse mode; if refused, it raises NotImplementedError. If forward
+    mode (`jax.jvp`, `jax.linearize`, `jax.hessian`) is unavailable, JAX raises a TypeError about
+    `custom_vjp`. `solve_tangent` computes the directional derivative of an equilibrium.
 
     Args:
         f: cell, `f(params, z, x) -> z`, which keeps the structure, shapes and types of z.

@@ -1,6 +1,6 @@
 """Replacements for an adjoint solution that the solver did not find.
 
-Where a sample has hardly reached its equilibrium, or I - J^T is nearly singular, the iterates of
+If a sample has hardly reached its equilibrium, or I - J^T is nearly singular, the iterates of
 u = J^T u + g grow long before they converge. One sample's gradient then outweighs its batch's. A
 solver's relative residual |J^T u + g - u| / |J^T u + g| does not show it, because a large u makes
 it small. The residual relative to |g| does: it is 1 at u = 0.

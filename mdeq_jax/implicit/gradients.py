@@ -50,7 +50,7 @@ class GradientInfo(NamedTuple):
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Names of the settings of its own: keyword arguments that nothing else supplies."""
+        """Names of its settings: keyword arguments that nothing else supplies."""
         return tuple(name for name in keywords_of(self.function) if name not in _SUPPLIED)
 
     def solves_with(self, settings: Mapping) -> bool:

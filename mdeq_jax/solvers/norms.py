@@ -52,7 +52,7 @@ def safe_norm(x: jax.Array) -> jax.Array:
 def safe_norms(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Euclidean norm of each sample of each `[B, D]` array, as `[B]` each.
 
-    It is rescaled only where the sum of squares over- or underflows. CPUs branch on it. GPUs
+    It is rescaled only if the sum of squares over- or underflows. CPUs branch on it. GPUs
     compute every scale in one pass over memory, because a branch would synchronise with the host.
     Norms of arrays narrower than float32 are float32.
     """

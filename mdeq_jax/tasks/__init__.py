@@ -10,8 +10,9 @@ from mdeq_jax.models import MODELS
 from mdeq_jax.tasks.classification.task import Classification
 from mdeq_jax.tasks.language.task import LanguageModel
 from mdeq_jax.tasks.metric import Metric
+from mdeq_jax.tasks.requests import GenerationRequest, TrainedModel
 from mdeq_jax.tasks.segmentation.task import Segmentation
-from mdeq_jax.tasks.task import GenerationRequest, Task, TrainedModel
+from mdeq_jax.tasks.task import Task
 
 __all__ = [
     "TASKS",

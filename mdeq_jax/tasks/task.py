@@ -7,7 +7,7 @@ know neither what an example is nor how a metric is computed.
 import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,45 +17,9 @@ from mdeq_jax.data import Dataset
 from mdeq_jax.models import ForwardOptions, ModelOutput
 from mdeq_jax.solvers import Solution
 from mdeq_jax.tasks.metric import Metric
+from mdeq_jax.tasks.requests import GenerationRequest, TrainedModel
 from mdeq_jax.tree import PyTree
-
-
-class TrainedModel(NamedTuple):
-    """A model with its weights, as the engine hands it to a prediction.
-
-    Attributes:
-        config: the whole config.
-        model: of `build_model(config)`.
-        variables: Flax variables on the host.
-        step: training step that the variables are of.
-    """
-
-    config: ConfigDict
-    model: nn.Module
-    variables: dict
-    step: int
-
-
-class GenerationRequest(NamedTuple):
-    """What `eval.py --generate` asks for.
-
-    Attributes:
-        length: of each example.
-        prompt: how each one begins.
-        temperature: 0 always takes the most likely continuation; 1 draws from the model.
-        top_k: draw among this many continuations; None: among all.
-        num_samples: examples, made at once.
-        seed: of the draws.
-        compare: whether to measure what is gained by starting from earlier solves.
-    """
-
-    length: int
-    prompt: str = ""
-    temperature: float = 1.0
-    top_k: int | None = None
-    num_samples: int = 1
-    seed: int = 0
-    compare: bool = True
+from mdeq_jax.viz.review import Review
 
 
 def solve_report(solution: Solution | None) -> dict[str, jax.Array]:
@@ -72,7 +36,7 @@ def solve_report(solution: Solution | None) -> dict[str, jax.Array]:
 class Task(abc.ABC):
     """What a model is trained for.
 
-    A task is built from a config, and refuses settings of its own that cannot work.
+    A task is built from a config, and refuses settings that cannot work.
 
     Metrics are sums over examples, or over parts of them. Padded examples never count, and sums
     over batches, devices and hosts add up. `finalize` turns the sums into numbers.
@@ -265,12 +229,23 @@ class Task(abc.ABC):
             workdir: work directory.
 
         Returns:
-            The examples, and lines that say how they were made and where they were written.
+            The examples, and lines on how they were made and where they were written.
 
         Raises:
             ValueError: this task makes no examples, or the request cannot be met.
         """
         raise ValueError(f"--generate is not available for {self.name}.")
+
+    def review(self, trained: TrainedModel, dataset: Dataset, max_examples: int) -> Review:
+        """What the model gets wrong on the evaluation split, for the page of a run.
+
+        Args:
+            trained: the model.
+            dataset: its evaluation split is read.
+            max_examples: how many to evaluate at most.
+        """
+        del trained, dataset, max_examples
+        return Review(f"The task {self.name} does not show its worst examples.")
 
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
         """Predicts on examples without a truth, and writes the results into `workdir`.
@@ -281,7 +256,7 @@ class Task(abc.ABC):
             workdir: work directory.
 
         Returns:
-            A line that says what was written.
+            A line that lists the written files.
 
         Raises:
             ValueError: this task has no prediction, or an example cannot be read.

@@ -9,6 +9,8 @@ import pytest
 
 from mdeq_jax.data import Prefetcher
 from mdeq_jax.engine import run
+from mdeq_jax.engine.report import summarize_steps
+from mdeq_jax.engine.review import review
 from mdeq_jax.training import Interrupted, evaluate, train_and_evaluate
 from tests.helpers.tiny import SINGLE_SCALE
 from tests.helpers.workdirs import final_variables, read_evaluations, read_metrics
@@ -51,7 +53,13 @@ def small_config(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def two_epochs(small_config, tmp_path_factory):
+def counted_steps():
+    """The number of steps that each line of `two_epochs` is over."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def two_epochs(small_config, tmp_path_factory, counted_steps):
     """A run of two epochs without a stop: config, work directory, what it returned."""
     config = small_config(
         {
@@ -63,7 +71,14 @@ def two_epochs(small_config, tmp_path_factory):
         }
     )
     workdir = tmp_path_factory.mktemp("two_epochs")
-    return config, workdir, train_and_evaluate(config, workdir)
+
+    def summarize(reports, task):
+        counted_steps.append(len(reports))
+        return summarize_steps(reports, task)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "summarize_steps", summarize)
+        return config, workdir, train_and_evaluate(config, workdir)
 
 
 def test_leaves_what_it_promises(two_epochs):
@@ -85,8 +100,12 @@ def test_lines_between_evaluations(two_epochs):
     lines = read_metrics(workdir)
     assert [line["step"] for line in lines] == [4, 8, 11, 12, 16, 20, 22]
     assert {"train/loss", "learning_rate", "images_per_second", "phase"} <= set(lines[0])
-    # Four steps each, not all since the last evaluation.
     assert lines[4]["train/loss"] < lines[0]["train/loss"]
+
+
+def test_each_step_counts_in_one_line(two_epochs, counted_steps):
+    """A line of an evaluation is over the steps since the line before, like every other line."""
+    assert counted_steps == [4, 4, 3, 1, 4, 4, 2]  # evaluated after steps 11 and 22
 
 
 def test_tensorboard_has_the_same_metrics(two_epochs):
@@ -107,6 +126,16 @@ def test_the_best_is_kept(two_epochs, small_config):
         evaluate(small_config(), workdir, checkpoint="7")
     with pytest.raises(ValueError, match="'latest', 'best' or a step; got 'newest'"):
         evaluate(small_config(), workdir, checkpoint="newest")
+
+
+def test_a_review_agrees_with_the_evaluation(two_epochs):
+    _, workdir, metrics = two_epochs
+    found = review(workdir, max_examples=500)
+    assert found.confusion.sum() == 360 and found.confusion.shape == (10, 10)
+    np.testing.assert_allclose(np.trace(found.confusion) / 360, metrics["eval/accuracy"], atol=1e-9)
+    losses = [example.loss for example in found.examples]
+    assert losses == sorted(losses, reverse=True) and losses[0] > metrics["eval/loss"]
+    assert "all 360 evaluation images" in found.summary
 
 
 def test_sweep_of_solver_steps(two_epochs, small_config):

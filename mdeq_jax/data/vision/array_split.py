@@ -53,7 +53,7 @@ class ArraySplit:
         return {"image": images, "label": self.labels[indices]}, []
 
     def _rand_augmented(self, images, indices, key):
-        """Each image with a generator of its own, and in 0..255 meanwhile."""
+        """Changes each image in 0..255, with a separate generator."""
         scale = 255 // self.max_value
         changed = [
             self.rand_augment(

@@ -14,7 +14,8 @@ from mdeq_jax.data import Dataset, load_dataset
 from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.unlabelled import list_folder, read_for_evaluation
 from mdeq_jax.solvers import Solution, Status
-from mdeq_jax.tasks.task import Task, TrainedModel
+from mdeq_jax.tasks.requests import TrainedModel
+from mdeq_jax.tasks.task import Task
 
 COLUMNS = ("file", "class", "name", "probability", "solver_steps", "rel_residual", "converged")
 

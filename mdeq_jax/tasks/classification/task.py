@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mdeq_jax.data import Dataset
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.tasks.classification.losses import correct_top_k, cross_entropy
 from mdeq_jax.tasks.classification.mixing import mix
 from mdeq_jax.tasks.classification.predict import predict_classes
+from mdeq_jax.tasks.image_review import Judged, review_images, shown_image
 from mdeq_jax.tasks.image_task import ImageTask
 from mdeq_jax.tasks.metric import percent
-from mdeq_jax.tasks.task import TrainedModel
+from mdeq_jax.tasks.requests import TrainedModel
+from mdeq_jax.viz.review import Example, Review
 
 
 class Classification(ImageTask):
@@ -69,6 +72,22 @@ class Classification(ImageTask):
         """Means over the examples."""
         count = sums["count"]
         return {name: float(total / count) for name, total in sums.items() if name != "count"}
+
+    def review(self, trained: TrainedModel, dataset: Dataset, max_examples: int) -> Review:
+        """The confusion matrix, and the images with the largest cross-entropy."""
+
+        def judge(outputs, batch):
+            return cross_entropy(outputs.logits, batch["label"]), outputs.logits
+
+        def show(name: str, judged: Judged) -> Example:
+            names, image = dataset.class_names, shown_image(judged.image, dataset)
+            predicted = (
+                f"{names[judged.prediction]} ({100 * judged.confidence:.0f}\N{NO-BREAK SPACE}%)"
+            )
+            facts = (("label", names[judged.label]), ("predicted", predicted))
+            return Example(f"image {name}", judged.loss, facts, (("", image),))
+
+        return review_images(self, trained, dataset, max_examples, judge, show, "images")
 
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
         """Writes the class of each image in a folder to `workdir/predictions.csv`."""

@@ -13,7 +13,7 @@ from jax import lax
 
 from mdeq_jax.models import ForwardOptions
 from mdeq_jax.models.language import Segment
-from mdeq_jax.tasks.task import GenerationRequest
+from mdeq_jax.tasks.requests import GenerationRequest
 
 NO_TOKEN = -1  # where nothing is forced
 

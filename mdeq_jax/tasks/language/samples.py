@@ -10,7 +10,7 @@ import numpy as np
 from mdeq_jax.data import Vocabulary, load_vocabulary
 from mdeq_jax.models import family_of
 from mdeq_jax.tasks.language.generation import Generated, generate
-from mdeq_jax.tasks.task import GenerationRequest, TrainedModel
+from mdeq_jax.tasks.requests import GenerationRequest, TrainedModel
 
 FILE = "samples.txt"
 FIRST = "\n"  # what comes before a text without a prompt

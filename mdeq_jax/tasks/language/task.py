@@ -16,10 +16,13 @@ from mdeq_jax.data.text.vocabulary import FILE as VOCABULARY_FILE
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.models.language import Segment
 from mdeq_jax.parallel import global_mean
+from mdeq_jax.tasks.language.review import review_text
 from mdeq_jax.tasks.language.samples import closing_sample, write_samples
 from mdeq_jax.tasks.metric import Metric
-from mdeq_jax.tasks.task import GenerationRequest, Task, TrainedModel, solve_report
+from mdeq_jax.tasks.requests import GenerationRequest, TrainedModel
+from mdeq_jax.tasks.task import Task, solve_report
 from mdeq_jax.tree import PyTree
+from mdeq_jax.viz.review import Review
 
 PERPLEXITY = Metric("perplexity", higher_is_better=False, format=",.2f")
 BITS = Metric("bits_per_character", higher_is_better=False, format=".3f")
@@ -140,6 +143,10 @@ class LanguageModel(Task):
     def generate(self, trained: TrainedModel, request: GenerationRequest, workdir: Path) -> str:
         """Continues the prompt; writes `workdir/samples.txt`."""
         return write_samples(trained, request, workdir)
+
+    def review(self, trained: TrainedModel, dataset: Dataset, max_examples: int) -> Review:
+        """The segments with the largest mean loss, of the first ones of each column."""
+        return review_text(self, trained, dataset, max_examples)
 
     def closing_lines(self, trained: TrainedModel, workdir: Path) -> list[str]:
         """A short sample."""

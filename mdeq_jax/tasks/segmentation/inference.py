@@ -96,7 +96,7 @@ def segment(
     settings: InferenceSettings,
     step_budget: jax.Array | None = None,
 ) -> ModelOutput:
-    """Segments images of any size as `settings` say.
+    """Segments images of any size with `settings`.
 
     The result is the mean of the classes' probabilities over scales, mirror images and windows. The
     original averages exp(logits) over windows and scales, and logits over mirror images. Here a

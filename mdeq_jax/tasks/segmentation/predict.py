@@ -9,9 +9,9 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from mdeq_jax.data import IGNORE_LABEL, Split, load_dataset
-from mdeq_jax.data.vision.disk_split import DiskSplit
+from mdeq_jax.data import IGNORE_LABEL, load_dataset
 from mdeq_jax.data.vision.frames import Frame, read_frames
+from mdeq_jax.tasks.file_names import file_name
 from mdeq_jax.tasks.segmentation.confusion import scores
 from mdeq_jax.tasks.segmentation.pictures import Pictures
 from mdeq_jax.tasks.segmentation.segmenter import Prediction, Segmenter, denormalized
@@ -71,7 +71,7 @@ def save_pictures(task: Task, segmenter: Segmenter, folder: str | Path) -> dict[
             continue
         image, truth = denormalized(batch["image"][0]), batch["label"][0]
         prediction, _ = segmenter(image)
-        name = pictures.write(_file_name(dataset.eval, index), image, prediction.classes)
+        name = pictures.write(file_name(dataset.eval, index), image, prediction.classes)
         counted = truth != IGNORE_LABEL
         truths, predictions = truth[counted], prediction.classes[counted]
         cells = np.bincount(truths * classes + predictions, minlength=classes**2)
@@ -227,13 +227,3 @@ def describe_prediction(summary: dict[str, float]) -> str:
             f"{100 * saved:.0f} % of the evaluations saved."
         )
     return text
-
-
-def _file_name(split: Split, index: int) -> str:
-    """The name of an example; its number if it is of no file."""
-    return example_name(split.reader[index].path) if isinstance(split, DiskSplit) else str(index)
-
-
-def example_name(path: str) -> str:
-    """The file name of an example, or the id that a prepared data set gives in parentheses."""
-    return path.rpartition("(")[2].removesuffix(")") if path.endswith(")") else Path(path).name

@@ -14,9 +14,9 @@ from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.models import EquilibriumModel, family_of
 from mdeq_jax.solvers import Solution, Status
+from mdeq_jax.tasks.requests import TrainedModel
 from mdeq_jax.tasks.segmentation.inference import pixel_residual, scaled_size, segment, whole_image
 from mdeq_jax.tasks.segmentation.settings import InferenceSettings
-from mdeq_jax.tasks.task import TrainedModel
 from mdeq_jax.tree import PyTree
 
 

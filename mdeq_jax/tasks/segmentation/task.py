@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mdeq_jax.data import IGNORE_LABEL, read_class_table
+from mdeq_jax.data import IGNORE_LABEL, Dataset, read_class_table
 from mdeq_jax.data.sets.cityscapes import CLASS_WEIGHTS
 from mdeq_jax.data.vision.label_classes import evaluated
 from mdeq_jax.layers import resize_bilinear
@@ -15,6 +15,7 @@ from mdeq_jax.models import ModelOutput
 from mdeq_jax.parallel import global_mean
 from mdeq_jax.tasks.image_task import ImageTask
 from mdeq_jax.tasks.metric import percent
+from mdeq_jax.tasks.requests import TrainedModel
 from mdeq_jax.tasks.segmentation.confusion import confusion_matrix, scores
 from mdeq_jax.tasks.segmentation.inference import (
     InferenceSettings,
@@ -29,8 +30,9 @@ from mdeq_jax.tasks.segmentation.losses import (
     pixel_weights,
 )
 from mdeq_jax.tasks.segmentation.predict import describe_prediction, predict_folder, save_pictures
+from mdeq_jax.tasks.segmentation.review import review_segmentation
 from mdeq_jax.tasks.segmentation.segmenter import Segmenter
-from mdeq_jax.tasks.task import TrainedModel
+from mdeq_jax.viz.review import Review
 
 _NAMED_WEIGHTS = {"cityscapes": CLASS_WEIGHTS}
 
@@ -111,7 +113,7 @@ class Segmentation(ImageTask):
         inputs: jax.Array,
         step_budget: jax.Array | None = None,
     ) -> ModelOutput:
-        """Segments whole images as `config.eval` says; see `segment`."""
+        """Segments whole images with the settings of `config.eval`; see `segment`."""
         return segment(model, variables, inputs, self._settings, step_budget)
 
     def to_network_input(self, inputs: jax.Array) -> jax.Array:
@@ -121,6 +123,10 @@ class Segmentation(ImageTask):
     def to_target_size(self, outputs: ModelOutput, inputs: jax.Array) -> ModelOutput:
         """Outputs with the logits at the size of the images."""
         return to_image_size(outputs, size_of(inputs), self._settings)
+
+    def review(self, trained: TrainedModel, dataset: Dataset, max_examples: int) -> Review:
+        """The confusion matrix of the pixels, and the images with the largest mean loss."""
+        return review_segmentation(self, trained, dataset, max_examples)
 
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
         """Segments a folder or a video as pictures in `workdir/predictions/`."""
