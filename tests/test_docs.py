@@ -80,3 +80,30 @@ def test_links_to_files_lead_somewhere(page):
 def test_no_phrase_of_the_list_is_left():
     """A person reads the count of each: `python -m docs.site_tools.style`."""
     assert not style.findings()
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("An own cell in 15 lines.", "own"),
+        ("A process of its own.", "of its own"),
+        ("The original beside ours.", "beside"),
+        ("The table\ntells which.", "tells"),
+        ("Where no sample fails, it costs nothing.", "Where no sample fails,"),
+        ("Computed only where needed.", "only where"),
+        ("Kept where it is read.", "where it is"),
+        ("It is large, for it holds all steps.", ", for it"),
+        ("Done so that a fits.\nAnd so that b fits.", "so that"),
+    ],
+)
+def test_the_list_finds_what_it_is_for(text, phrase):
+    assert [found for _, found, _ in style.phrases(text)] == [phrase]
+
+
+def test_the_list_leaves_what_is_right():
+    text = """Each runs in its own process, at its
+    own speed. The folder where examples are stored. 0 where the label is ignored.
+    `where it is` is code. One so that.
+
+    Another so that, in another paragraph. Where the time goes: a heading."""
+    assert not style.phrases(text)

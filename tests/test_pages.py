@@ -1,7 +1,4 @@
-"""The Python blocks of the documentation pages run, one after the other.
-
-`test_guide.py` and `engine/test_extending.py` run those of the guide and of "Extending".
-"""
+"""The Python blocks of the documentation pages run, one after the other."""
 
 import re
 from pathlib import Path
@@ -9,7 +6,11 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-TESTED_ELSEWHERE = ("guide.md", "extending.md", "language.md")
+TESTED_ELSEWHERE = {
+    "guide.md": "test_guide.py",
+    "extending.md": "engine/test_extending.py",
+    "weights.md": "test_commands.py",  # between its commands, which train and export
+}
 
 
 def programs(page):
@@ -25,6 +26,11 @@ def test_the_programs_run(page, monkeypatch):
     names = {}
     for program in programs(page):
         exec(compile(program, page.name, "exec"), names)
+
+
+def test_the_other_tests_exist():
+    for page, test in TESTED_ELSEWHERE.items():
+        assert page.removesuffix(".md") in (Path(__file__).parent / test).read_text()
 
 
 def test_pages_with_programs_are_found():

@@ -16,7 +16,7 @@ from mdeq_jax.tasks.task import Task
 from mdeq_jax.viz.review import Example, Review
 
 NUM_WORST = 12
-MAX_SIDE = 480  # pixels of a picture on the page
+MAX_SIDE = 360  # pixels of a picture on the page
 
 
 class Judged(NamedTuple):

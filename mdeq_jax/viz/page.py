@@ -41,7 +41,7 @@ PANELS: tuple[tuple[str, bool, tuple[tuple[str, str], ...]], ...] = (
     ("Gradient norm", True, (("train/grad_norm", "mean"), ("train/grad_norm_max", "largest"))),
     ("Learning rate", False, (("learning_rate", "learning rate"),)),
 )
-SPELLED = {"iou": "IoU", "miou": "mIoU", "top5_accuracy": "Top-5 accuracy"}
+SPELLED = {"iou": "IoU", "miou": "mIoU", "nfe": "NFE", "top5_accuracy": "Top-5 accuracy"}
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
@@ -53,7 +53,8 @@ table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-
 td + td { font-variant-numeric: tabular-nums } td { border-top: 1px solid #8884 }
 .bar { background: #0969da; height: .7rem; border-radius: 3px; min-width: 1px }
 pre { overflow-x: auto; font-size: .85rem }
-.bars td:first-child { white-space: nowrap }
+.bars { width: 100% } .bars td:first-child { white-space: nowrap }
+.wide figcaption { display: flex; flex-wrap: wrap; gap: 0 1.2rem; align-items: baseline }
 .matrix th, .matrix td { padding: .3rem; text-align: center; min-width: 2.2rem; border: 0 }
 .matrix th { font-weight: 400; white-space: nowrap } .matrix tr th:first-child { text-align: right }
 .matrix tr:first-child th { vertical-align: bottom }
@@ -97,10 +98,10 @@ def _summary(lines: Sequence[dict]) -> str:
     if not evaluations:
         return section("Last evaluation", "<p>There has been none yet.</p>")
     last = evaluations[-1]
-    rows = [("step", f"{last['step']:,}")]
+    rows = [("Step", f"{last['step']:,}")]
     for key, value in last.items():
         if key.count("/") == 1 and key.startswith("eval/") and isinstance(value, int | float):
-            rows.append((key.removeprefix("eval/").replace("_", " "), _number(value)))
+            rows.append((_title(key.removeprefix("eval/")), _number(value)))
     return section("Last evaluation", table(rows))
 
 

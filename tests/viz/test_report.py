@@ -40,7 +40,7 @@ def test_holds_the_figures_and_loads_nothing(run):
     figure.savefig(run / "convergence.png")
     page = write_report(run).read_text()
     assert "<h1>a &lt;run&gt;</h1>" in page and "&quot;seed&quot;: 3" in page
-    assert "<td>accuracy</td><td>0.625</td>" in page
+    assert "<td>Accuracy</td><td>0.625</td>" in page
     assert "<h2>IoU by class</h2>" in page
     assert "<td>road &amp; &lt;b&gt;</td><td>0.500</td>" in page
     assert "<td>sky</td><td>-</td>" in page
