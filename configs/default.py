@@ -87,10 +87,10 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
         dict(
             epochs=50.0,
             batch_size=128,  # over all devices of all hosts
-            optimizer="adam",  # or "adamw", "sgd"
+            optimizer="adam",  # or "adamw", "sgd", "muon"
             learning_rate=1e-3,
             end_learning_rate=1e-6,
-            weight_decay=0.0,  # added to the gradient, or (adamw) to Adam's direction
+            weight_decay=0.0,  # added to the gradient, or (adamw, muon) to the direction
             momentum=0.9,  # sgd only
             nesterov=False,  # sgd only
             schedule="cosine",  # or "step", "polynomial", "constant"

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from mdeq_jax.engine.released_recipe import clip_total_norm, equal_shared, sum_shared_updates
@@ -15,7 +16,9 @@ from mdeq_jax.models import family_of
 from mdeq_jax.models.family import SharedParameters
 from mdeq_jax.tasks import Task, task_type
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
+KERNELS = ("kernel", "v")  # names of parameters; "v" is a weight-normalised kernel
+MUON_RMS = 0.2  # of an update at rate 1, as Adam's (Liu et al. 2025, 2502.16982, section 2.2)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -58,11 +61,15 @@ class TrainState(flax.struct.PyTreeNode):
 def build_optimizer(
     train: ConfigDict, num_steps: int, shared: SharedParameters = ()
 ) -> optax.GradientTransformation:
-    """Adam, AdamW or SGD whose updates are those of `torch.optim`.
+    """Adam, AdamW or SGD whose updates are those of `torch.optim`; or Muon.
 
     Weight decay is added to the gradient. That of AdamW (Loshchilov, Hutter 2017, 1711.05101) is
     added to Adam's direction instead, and not for biases and arrays with one axis, as the scales of
     norms.
+
+    Muon (Jordan et al. 2024; Liu et al. 2025, 2502.16982) orthogonalises the updates of kernels.
+    Biases, norms and embedding tables have those of Adam with Nesterov momentum (NAdam), at the
+    same rate. Its weight decay is that of AdamW, of kernels only.
 
     Args:
         train: `config.train`.
@@ -75,6 +82,9 @@ def build_optimizer(
     if train.optimizer not in OPTIMIZERS:
         raise ValueError(f"train.optimizer must be one of {OPTIMIZERS}; got {train.optimizer!r}.")
     # Always the same parts: a run may resume with another clipping or decay.
+    shared_updates = [sum_shared_updates(shared)] if shared else []
+    if train.optimizer == "muon":
+        return optax.chain(_clipping(train), _muon(train, num_steps), *shared_updates)
     rate = optax.scale_by_learning_rate(learning_rate(train, num_steps))
     if train.optimizer == "adamw":
         decay = optax.add_decayed_weights(train.weight_decay, mask=_decays)
@@ -86,7 +96,28 @@ def build_optimizer(
             direction = optax.trace(decay=train.momentum, nesterov=train.nesterov)
         decay = optax.add_decayed_weights(train.weight_decay)
         parts = [_clipping(train), decay, direction, rate]
-    return optax.chain(*parts, *([sum_shared_updates(shared)] if shared else []))
+    return optax.chain(*parts, *shared_updates)
+
+
+def _muon(train: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        learning_rate(train, num_steps),
+        weight_decay=train.weight_decay,
+        consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=kernel_axes,
+    )
+
+
+def kernel_axes(params: Any) -> Any:
+    """Which arrays Muon orthogonalises: kernels, all axes but the last reduced. None for others."""
+
+    def axes(path, param):
+        name = path[-1].key
+        if param.ndim < 2 or name not in KERNELS:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(param.ndim - 1)), param.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _clipping(train: ConfigDict) -> optax.GradientTransformation:

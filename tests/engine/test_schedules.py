@@ -178,3 +178,37 @@ def test_adamw_is_pytorchs_and_spares_biases_and_norms():
         params = optax.apply_updates(params, updates)
     for name, tensor in theirs.items():
         np.testing.assert_allclose(params[name], tensor.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_muon_keeps_singular_vectors_and_evens_out_singular_values():
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 3, 2, 8), "v": (6, 4), "table": (5, 4), "bias": (4,)}
+    params = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+    gradients = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+    settings = train_settings(optimizer="muon", learning_rate=0.01, schedule="constant")
+    optimizer = build_optimizer(settings, 100)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    for name in ("kernel", "v"):
+        matrix = gradients[name].reshape(-1, shapes[name][-1])
+        left, _, right = np.linalg.svd(matrix, full_matrices=False)
+        rotated = left.T @ np.asarray(updates[name]).reshape(matrix.shape) @ right.T
+        scale = -0.01 * 0.2 * np.sqrt(max(matrix.shape))
+        values = np.diag(rotated) / scale
+        assert np.all((values > 0.6) & (values < 1.3)), values  # the range of Newton-Schulz
+        np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=2e-5 * abs(scale))
+    nadam = 1 + 0.9 * 0.1 / (1 - 0.9**2)  # its first step over the rate
+    for name in ("table", "bias"):
+        expected = -0.01 * nadam * np.sign(gradients[name])
+        np.testing.assert_allclose(updates[name], expected, rtol=1e-4)
+
+
+def test_muon_decays_kernels_only():
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2), "table": jnp.ones((3, 2))}
+    settings = train_settings(
+        optimizer="muon", learning_rate=0.01, weight_decay=0.1, schedule="constant"
+    )
+    optimizer = build_optimizer(settings, 100)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.001, rtol=1e-6)
+    assert not np.any(updates["bias"]) and not np.any(updates["table"])
