@@ -3,11 +3,12 @@
 465,000 characters of English and grammar that every Python carries (`pydoc_data.topics`), the last
 tenth held out. Most steps train two plain layers of the cell, which is a pretraining; the rest
 train its equilibrium with the phantom gradient (Geng et al. 2021, 2111.05177). Pre-norm, as in Bai,
-Koltun, Kolter 2021 (2106.14342).
+Koltun, Kolter 2021 (2106.14342). The optimiser is Muon. The settings were chosen on the last tenth
+of the training part.
 
 Result: 2.67 bits a character on the held-out tenth after 167 s on two shared CPU cores (Python
     3.11), the solver's residual at 3 %.
-Cost: 212,200 parameters; 1,227 steps of 16 segments of 64 characters.
+Cost: 212,200 parameters; 1,227 steps of 32 segments of 32 characters.
 
     python train.py --config=configs/pydoc_transformer.py
     python eval.py --config=configs/pydoc_transformer.py --workdir=runs/pydoc_transformer \\
@@ -28,7 +29,7 @@ def get_config():
     model.d_head = 32
     model.d_inner = 256
     model.pre_lnorm = True
-    model.mem_len = 64
+    model.mem_len = 32
 
     config.solver.forward.name = "anderson"
     config.solver.forward.max_steps = 8
@@ -37,8 +38,9 @@ def get_config():
     config.gradient.tau = 1.0
 
     config.train.epochs = 3
-    config.train.batch_size = 16
-    config.train.learning_rate = 5e-3
+    config.train.batch_size = 32
+    config.train.optimizer = "muon"
+    config.train.learning_rate = 8e-3
     config.train.end_learning_rate = 1e-4
     config.train.warmup_steps = 50
     config.train.grad_clip = 1.0
@@ -46,7 +48,7 @@ def get_config():
     config.train.pretrain_layers = 2
 
     config.data.name = "pydoc"
-    config.data.segment_length = 64
+    config.data.segment_length = 32
     config.eval.batch_size = 32
     config.eval.every_epochs = 1.0
     config.checkpoint.every_epochs = 1.0

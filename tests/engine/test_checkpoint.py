@@ -13,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
+from configs import default
 from mdeq_jax.engine.checkpoint import BEST, CheckpointError, Checkpoints
-from mdeq_jax.engine.state import make_state
+from mdeq_jax.engine.state import OPTIMIZERS, build_optimizer, make_state
 from mdeq_jax.engine.workdir import check_writable
 
 
@@ -50,6 +51,22 @@ def test_there_and_back(tmp_path):
     chex.assert_trees_all_equal(state, state_of(3))
     assert data == {"step": 3}
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_an_optimizer_there_and_back(tmp_path, name):
+    train = default.get_config().train
+    train.optimizer, train.schedule = name, "constant"
+    optimizer = build_optimizer(train, 10)
+    variables = {"params": {"kernel": np.eye(3, dtype=np.float32), "bias": np.ones(3, np.float32)}}
+    state = make_state({**variables, "batch_stats": {}}, optimizer)
+    _, moved = optimizer.update(state.params, state.opt_state, state.params)
+    moved = jax.device_get(state.replace(step=np.int32(1), opt_state=moved))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(moved, {"step": 1})
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(jax.device_get(state))
+    chex.assert_trees_all_equal(restored, moved)
 
 
 def test_best_score(tmp_path):
