@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from mdeq_jax.implicit.binding import settings_of
 from mdeq_jax.models import EquilibriumModel, ModelOutput
 from mdeq_jax.solvers import build_solver, fixed_point_iteration
 from mdeq_jax.tasks import Task
+from mdeq_jax.tree import PyTree
 from mdeq_jax.viz.convergence import plot_convergence
 
 MAX_TRACED = 1000
@@ -43,17 +45,19 @@ def convergence_traces(
 ) -> ConvergenceTraces:
     """Solves evaluation examples with all the steps that the config allows, on one device.
 
-    Only the first `MAX_TRACED`: enough for the figure, and cheaper than a second evaluation.
+    Each batch is given the carry that an evaluation gives it, see `Task.initial_carry`. Only the
+    first `MAX_TRACED`: enough for the figure, and cheaper than a second evaluation.
     """
     backward, backward_name = _backward_solver(model, config)
     traces = jax.jit(_make_traces(model, task, config, backward))
     batch_size = (config.eval.batch_size or config.train.batch_size) // jax.device_count()
     loader = EvalLoader(dataset, batch_size, num_workers=config.data.num_workers)
-    columns = []
+    columns, carry = [], task.initial_carry(cast(nn.Module, model), batch_size)
     for batch in islice(loader, -(-MAX_TRACED // batch_size)):
         keep = batch["mask"] > 0
         batch = jax.tree.map(jnp.asarray, batch)
-        columns.append([np.asarray(t)[:, keep] for t in traces(variables, batch)])
+        *found, carry = traces(variables, carry, batch)
+        columns.append([np.asarray(t)[:, keep] for t in found])
     forward_trace, backward_trace = (np.concatenate(t, axis=1) for t in zip(*columns))
     return ConvergenceTraces(
         forward_trace,
@@ -66,12 +70,13 @@ def convergence_traces(
 def _make_traces(
     model: EquilibriumModel, task: Task, config: ConfigDict, backward: Callable
 ) -> Callable:
-    """Returns `(variables, batch) -> (forward, backward)`, traces `[steps, B]`."""
+    """Returns `(variables, carry, batch) -> (forward, backward, carry)`, traces `[steps, B]`."""
     forward = build_solver(config.solver.forward, "solver.forward", pallas=config.pallas)
     forward = partial(forward, tol=0.0)
     linearize_at = settings_of(model.gradient).get("linearize_at", "z_star")
 
-    def traces(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+    def traces(variables: dict, carry: PyTree, batch: dict) -> tuple[jax.Array, jax.Array, PyTree]:
+        batch = task.with_carry(batch, carry)
         inputs = task.inputs(batch)
         problem = model.fixed_point_problem(variables, task.to_network_input(inputs))
 
@@ -84,7 +89,9 @@ def _make_traces(
         point = z if linearize_at == "f_z_star" else problem.unravel(solution.z)
         f, params, x, _ = problem
         _, adjoint = solve_adjoint(f, params, x, point, jax.grad(loss)(z), b_solver=backward)
-        return solution.rel_trace, adjoint.rel_trace
+        if jax.tree.leaves(carry):
+            carry = task.next_carry(task.infer(cast(nn.Module, model), variables, inputs))
+        return solution.rel_trace, adjoint.rel_trace, carry
 
     return traces
 

@@ -7,15 +7,21 @@ import jax
 from mdeq_jax.implicit import spectral_radius
 from mdeq_jax.models import EquilibriumModel
 from mdeq_jax.tasks import Task
+from mdeq_jax.tree import PyTree
 
 SPECTRAL_STEPS = 50  # products with the Jacobian
 SPECTRAL_EXAMPLES = 64
+BATCHES_BEFORE = 4  # whose carry the batch is given, if the task has one
 
 
 def make_spectral_radius(model: EquilibriumModel, task: Task, seed: int) -> Callable:
-    """Returns `(variables, batch) -> {"growth", "residual", "mask"}`, each `[B]`."""
+    """Returns `(variables, carry, batch) -> {"growth", "residual", "mask"}`, each `[B]`.
 
-    def radius(variables: dict, batch: dict) -> dict[str, jax.Array]:
+    `carry` is what the batches before have left, see `Task.initial_carry`.
+    """
+
+    def radius(variables: dict, carry: PyTree, batch: dict) -> dict[str, jax.Array]:
+        batch = task.with_carry(batch, carry)
         batch = jax.tree.map(lambda x: x[:SPECTRAL_EXAMPLES], batch)
         inputs = task.to_network_input(task.inputs(batch))
         problem = model.fixed_point_problem(variables, inputs)

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from itertools import islice
 from typing import cast
 
 import flax.linen as nn
@@ -10,13 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset, EvalLoader, Prefetcher
-from mdeq_jax.diagnostics.spectral_radius import make_spectral_radius
+from mdeq_jax.diagnostics.spectral_radius import BATCHES_BEFORE, make_spectral_radius
 from mdeq_jax.engine.compile_time import announced
 from mdeq_jax.engine.step import make_eval_step
 from mdeq_jax.models import EquilibriumModel
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.solvers import Status
 from mdeq_jax.tasks import Task
+from mdeq_jax.tree import PyTree
 
 
 class Evaluator:
@@ -102,7 +104,9 @@ class Evaluator:
         }
 
     def spectral_radius(self, replicated_variables) -> dict[str, float]:
-        """Spectral radius of the cell's Jacobian at the equilibria of the first batch.
+        """Spectral radius of the cell's Jacobian at the equilibria of one batch.
+
+        It is the first batch, or a later one if batches carry something to the next.
 
         Returns:
             "eval/spectral_radius" and "eval/spectral_radius_max", mean and largest over the
@@ -110,16 +114,26 @@ class Evaluator:
             the mean of its own residual. That is near 0 if one real eigenvalue dominates, and not
             for a complex pair. See `mdeq_jax.implicit.spectral_radius`.
         """
-        batch = devices.to_devices(next(iter(self._loader)))
-        rows = hosts.gather(
-            jax.tree.map(np.ravel, devices.fetch(self._radius(replicated_variables, batch)))
-        )
+        carry, batch = self._some_batch(replicated_variables)
+        rows = self._radius(replicated_variables, carry, batch)
+        rows = hosts.gather(jax.tree.map(np.ravel, devices.fetch(rows)))
         keep = rows["mask"] > 0
         return {
             "eval/spectral_radius": float(rows["growth"][keep].mean()),
             "eval/spectral_radius_max": float(rows["growth"][keep].max()),
             "eval/spectral_radius_residual": float(rows["residual"][keep].mean()),
         }
+
+    def _some_batch(self, replicated_variables) -> tuple[PyTree, dict]:
+        """The carry that a batch finds, and the batch."""
+        carry, batches = self._initial_carry(), map(devices.to_devices, self._loader)
+        batch = next(batches)
+        if jax.tree.leaves(carry):
+            budget = devices.for_each_device(np.int32(self._config.solver.forward.max_steps))
+            for following in islice(batches, BATCHES_BEFORE):
+                *_, carry = self._step(replicated_variables, carry, batch, budget)
+                batch = following
+        return carry, batch
 
 
 def _describe_solves(samples: dict[str, np.ndarray]) -> dict[str, float]:

@@ -23,6 +23,8 @@ from mdeq_jax.layers.adaptive_embedding import Vocabulary
 from mdeq_jax.layers.conv import normal_001
 
 MAX_LOGITS = 2**25  # logits of one block: 128 MiB in float32
+# A tail has few tokens, which fill few of so many blocks. Smaller blocks would gain nothing.
+TAIL_BLOCKS, SMALLEST_TAIL_BLOCK = 16, 32
 
 
 @flax.struct.dataclass
@@ -109,7 +111,11 @@ class TokenDistribution:
             target = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
             return jax.nn.logsumexp(logits, axis=1) - target
 
-        return _in_blocks(nll, hidden, labels, member, max(1, self.max_logits // rows))
+        block = max(1, self.max_logits // rows)
+        if member is not None:
+            usual = max(SMALLEST_TAIL_BLOCK, math.ceil(hidden.shape[0] / TAIL_BLOCKS))
+            block = min(block, usual)
+        return _in_blocks(nll, hidden, labels, member, block)
 
 
 def _in_blocks(nll: Callable, hidden, labels, member, block: int) -> jax.Array:

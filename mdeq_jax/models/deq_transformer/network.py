@@ -187,9 +187,9 @@ class DEQTransformer(EquilibriumSolver, nn.Module):
         return self.apply(variables, tokens, memory=memory, method="problem")[0]
 
     @nn.nowrap
-    def empty_memory(self, batch: int, dtype: jnp.dtype = jnp.float32) -> Memory:
-        """The memory before a first segment."""
-        return self._empty_memory(batch, self.mem_len, dtype)
+    def empty_memory(self, batch: int, dtype: jnp.dtype | None = None) -> Memory:
+        """The memory before a first segment, in JAX's default type unless `dtype` is given."""
+        return self._empty_memory(batch, self.mem_len, dtype or jnp.result_type(float))
 
     @nn.nowrap
     def zero_state(self, tokens: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:

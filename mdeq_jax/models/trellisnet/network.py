@@ -228,9 +228,9 @@ class DEQTrellisNet(EquilibriumSolver, nn.Module):
         return problem
 
     @nn.nowrap
-    def empty_memory(self, batch: int, dtype: jnp.dtype = jnp.float32) -> Memory:
-        """The memory before a first segment."""
-        dtype = jnp.promote_types(dtype, jnp.float32)
+    def empty_memory(self, batch: int, dtype: jnp.dtype | None = None) -> Memory:
+        """The memory before a first segment, in JAX's default type unless `dtype` is given."""
+        dtype = jnp.promote_types(dtype or jnp.result_type(float), jnp.float32)
         return Memory(jnp.zeros((batch, 1, 2 * self.cell.spec.hidden), dtype))
 
     @nn.nowrap

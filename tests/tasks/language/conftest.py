@@ -1,58 +1,21 @@
 """The smallest language models, on a text with a simple grammar."""
 
-import numpy as np
+from functools import partial
+
 import pytest
 
-from mdeq_jax.configs import default
-from tests.helpers.tiny import override
-
-WORDS = ("the", "cat", "dog", "sees", "a", "bird", "and", "sings", "now")
-SIZES = {
-    "model.transformer.d_model": 16,
-    "model.transformer.d_embed": 16,
-    "model.transformer.n_head": 2,
-    "model.transformer.d_head": 8,
-    "model.transformer.d_inner": 24,
-    "model.transformer.n_layer": 3,
-    "model.transformer.mem_len": 12,
-}
-TRELLIS_SIZES = {f"model.trellisnet.{field}": 12 for field in ("ninp", "nhid", "nout")}
+from tests.helpers.toy_language import toy_config, write_text
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
     """A text of about 2,600 characters."""
-    rng = np.random.default_rng(0)
-    lines = [" ".join(rng.choice(WORDS, 6)) + "." for _ in range(100)]
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path)
     return path
 
 
 @pytest.fixture(scope="session")
 def language_config(text):
     """Makes the config of a small language model, with further fields set."""
-
-    def make(family="deq_transformer", /, **fields):
-        config = default.get_config(family)
-        sizes = TRELLIS_SIZES if family == "deq_trellisnet" else SIZES
-        settings = {
-            **sizes,
-            "name": "toy",
-            "data.name": "text_file",
-            "data.data_dir": str(text),
-            "data.segment_length": 8,
-            "solver.forward.max_steps": 12,
-            "solver.backward.max_steps": 12,
-            "train.batch_size": 8,
-            "train.epochs": 0.5,
-            "train.learning_rate": 1e-2,
-            "train.schedule": "constant",
-            "eval.batch_size": 4,
-            "log.tensorboard": False,
-            "log.convergence_plot": False,
-            **fields,
-        }
-        return override(config, settings).lock()
-
-    return make
+    return partial(toy_config, text)

@@ -9,8 +9,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mdeq_jax.data import load_dataset
+from mdeq_jax.diagnostics.convergence import convergence_traces
+from mdeq_jax.diagnostics.spectral_radius import BATCHES_BEFORE, SPECTRAL_STEPS
 from mdeq_jax.engine.evaluation import load_trained
+from mdeq_jax.engine.evaluator import Evaluator
+from mdeq_jax.implicit import spectral_radius
 from mdeq_jax.models.language import Segment
+from mdeq_jax.runtime import devices
 from mdeq_jax.tasks import GenerationRequest, build_task
 from mdeq_jax.training import evaluate, generate, train_and_evaluate
 from tests.helpers.workdirs import final_variables, read_evaluations
@@ -131,6 +136,56 @@ def test_a_sweep_of_solver_steps(trained):
     assert sweep[1]["eval/nfe"] == 2 and (workdir / "sweep.png").exists()
     assert sweep[1]["eval/perplexity"] > sweep[12]["eval/perplexity"]
     np.testing.assert_allclose(sweep[12]["eval/loss"], metrics["eval/loss"], rtol=1e-6)
+
+
+def first_segments(config, workdir, count):
+    """The model with its weights, and the first evaluated segments with the memory they find."""
+    model_of = load_trained(config, workdir, "latest")
+    model, variables = model_of.model, model_of.variables
+    columns = load_dataset(config.data).eval.columns(config.eval.batch_size)
+    memory, segments = model.empty_memory(config.eval.batch_size), []
+    solve = jax.jit(lambda segment: model.apply(variables, segment))
+    for step in range(count):
+        batch, _ = columns.make_batch(step, np.arange(config.eval.batch_size))
+        segments.append(Segment(batch["tokens"], memory))
+        memory = solve(segments[-1]).memory
+    return model, variables, segments
+
+
+def test_convergence_is_traced_with_the_memory(trained):
+    config, workdir, _ = trained
+    model, variables, segments = first_segments(config, workdir, 3)
+    traces = convergence_traces(
+        model, variables, build_task(config), load_dataset(config.data), config
+    )
+    solve = jax.jit(lambda segment: model.apply(variables, segment).solution.rel_trace)
+    rows = config.eval.batch_size
+    for number, segment in enumerate(segments):
+        found = traces.forward[:, number * rows :][:, :rows]
+        np.testing.assert_allclose(found[0], solve(segment)[0], rtol=1e-4)
+    alone = segments[-1]._replace(memory=model.empty_memory(rows))
+    assert np.all(np.abs(found[0] / solve(alone)[0] - 1) > 1e-3)
+
+
+@pytest.mark.slow
+def test_the_spectral_radius_is_that_with_the_memory(trained):
+    config, workdir, _ = trained
+    model, variables, segments = first_segments(config, workdir, BATCHES_BEFORE + 1)
+    evaluator = Evaluator(model, build_task(config), load_dataset(config.data), config)
+    found = evaluator.spectral_radius(devices.replicate(variables))
+
+    @jax.jit
+    def growth(segment):
+        problem = model.fixed_point_problem(variables, segment)
+        z = problem.unravel(model.solve(problem)[1].z)
+        key = jax.random.key(config.seed)
+        return spectral_radius(problem, z=z, key=key, num_steps=SPECTRAL_STEPS).growth
+
+    expected = growth(segments[-1])
+    np.testing.assert_allclose(found["eval/spectral_radius"], expected.mean(), rtol=1e-3)
+    np.testing.assert_allclose(found["eval/spectral_radius_max"], expected.max(), rtol=1e-3)
+    alone = growth(segments[-1]._replace(memory=model.empty_memory(config.eval.batch_size)))
+    assert abs(alone.mean() / expected.mean() - 1) > 1e-2
 
 
 def test_samples(trained):
