@@ -74,21 +74,20 @@ def equilibrium(
     another's. `f` may close over values that are being differentiated; they get gradients as
     `params` do. A `FixedPointProblem` is unpacked: `equilibrium(*problem)`.
 
-    =============  =================================================  ===================  =======
-    gradient       definition                                         again (grad of grad)  forward
-    =============  =================================================  ===================  =======
-    "ift"          exact at an equilibrium: one linear solve          exact, any order      no
-    "phantom"      k damped steps past it, differentiated             of these steps        yes
-    "neumann"      k terms of the linear equation's series            of these terms        no
-    "one_step"     one term                                           of this step          yes
-    "shine"        the forward Broyden solve's inverse estimate       refused               no
-    "reversible"   k steps without a solver, states rebuilt           refused               no
-    "unroll"       k steps without a solver, states kept              exact for the steps   yes
-    =============  =================================================  ===================  =======
+    | gradient       | definition                                     | again         | forward |
+    |----------------|------------------------------------------------|---------------|---------|
+    | `"ift"`        | exact at an equilibrium: one linear solve      | any order     | no      |
+    | `"phantom"`    | k damped steps past it, differentiated         | of the steps  | yes     |
+    | `"neumann"`    | k terms of the linear equation's series        | of the terms  | no      |
+    | `"one_step"`   | one term                                       | of the step   | yes     |
+    | `"shine"`      | the forward Broyden solve's inverse estimate   | refused       | no      |
+    | `"reversible"` | k steps without a solver, states reconstructed | refused       | no      |
+    | `"unroll"`     | k steps without a solver, states kept          | any order     | yes     |
 
-    "Again" is reverse mode over reverse mode; if refused, it raises NotImplementedError. If forward
-    mode (`jax.jvp`, `jax.linearize`, `jax.hessian`) is unavailable, JAX raises a TypeError about
-    `custom_vjp`. `solve_tangent` computes the directional derivative of an equilibrium.
+    "Again" is a gradient of the gradient (reverse over reverse); if refused, it raises
+    NotImplementedError. If forward mode (`jax.jvp`, `jax.linearize`, `jax.hessian`) is unavailable,
+    JAX raises a TypeError about `custom_vjp`. `solve_tangent` computes the directional derivative
+    of an equilibrium.
 
     Args:
         f: cell, `f(params, z, x) -> z`, which keeps the structure, shapes and types of z.
