@@ -3,7 +3,7 @@
     python -m benchmarks.cell --config=configs/cifar10_large.py --batch=8
 
 Each is timed in a compiled loop, as in a solver, and the parts are timed separately. "Blocks" are
-single-scale cells, one a resolution; "fusion" is the rest of the whole. A second division is by
+single-scale cells, one per resolution; "fusion" is the rest of the whole. A second division is by
 kind: all convolutions of the cell, all its group norms, and the rest (ReLUs, sums, masks,
 upsampling). The rest is negative if XLA fuses it or the norms into other kernels.
 """

@@ -69,7 +69,7 @@ def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
 def define_own_flags(values: flags.FlagValues) -> None:
     """Defines this benchmark's flags."""
     flags.DEFINE_list("names", None, "Names of files in configs/.", flag_values=values)
-    flags.DEFINE_integer("batch", 2, "Images a step.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("batch", 2, "Images per step.", lower_bound=1, flag_values=values)
     command_line.define_path("json", "File for the report, as JSON.", flag_values=values)
     flags.mark_flag_as_required("names", flag_values=values)
 

@@ -133,7 +133,7 @@ def compare_with_pillow(split, num_examples: int) -> dict:
     """Times both transforms, image by image in turn, so that other load meets both alike.
 
     Returns:
-        Images a second a core of both, and their ratio.
+        Images per second and core of both, and their ratio.
     """
     transform, seconds = split.transform, collections.Counter()
     if not isinstance(transform, ClassificationTransform):

@@ -9,10 +9,10 @@ class Target(NamedTuple):
     """One network: the original's figures (PyTorch, one H200, TF32) and the aims.
 
     Attributes:
-        batch: images a step.
+        batch: images per step.
         steps: forward and backward solver steps.
-        train, train_aim: images a second, training.
-        infer, infer_aim: images a second, inference.
+        train, train_aim: images per second, training.
+        infer, infer_aim: images per second, inference.
         memory, memory_aim: GB of a training step.
     """
 

@@ -13,8 +13,8 @@ class Roof(NamedTuple):
     """The limits of all local devices together.
 
     Attributes:
-        flops: operations a second.
-        bandwidth: bytes a second.
+        flops: operations per second.
+        bandwidth: bytes per second.
         source: where these come from.
     """
 
@@ -24,7 +24,7 @@ class Roof(NamedTuple):
 
 
 class Peak(NamedTuple):
-    """Of one device, dense, by the data sheet: TF32 and bfloat16 operations, bytes a second."""
+    """Of one device, dense, by the data sheet: TF32 and bfloat16 operations, bytes per second."""
 
     tf32: float
     bfloat16: float

@@ -50,7 +50,7 @@ def measure_in_turn(
             device once, at its end.
 
     Returns:
-        name -> seconds a call.
+        name -> seconds per call.
     """
     counts = {}
     for name, call in calls.items():

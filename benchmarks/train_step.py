@@ -187,7 +187,7 @@ def table(report: dict) -> str:
         ("batch, precision", f"{report['batch']}, {report['precision']}"),
         ("evaluations of the cell", " + ".join(map(str, report["nfe"].values()))),
         ("step", spread),
-        ("images a second", f"{report['images_per_second']:.2f}"),
+        ("images per second", f"{report['images_per_second']:.2f}"),
         ("in convolution pairs", f"{report['in_pairs']:.2f} of {1e3 * pair['median']:.2f} ms"),
         ("tracing, compiling", f"{report['trace_s']:.1f} s, {report['compile_s']:.1f} s"),
         ("memory as planned by XLA", f"{held['planned_bytes'] / 1e9:.3f} GB"),

@@ -3,7 +3,7 @@ r"""The pure MLP of the RepMLP paper on CIFAR-10: RepMLPs and 1x1 convolutions o
 Paper: Ding et al., RepMLP, 2021 (2105.01883), section 4.1.
 Published: 91.11 % accuracy, 52.8 M multiply-adds.
 Cost: 22,582,650 parameters, 22,378,266 deployed; 39,000 steps of 128 images.
-Multiply-adds an image: 0.080 G in training form, 0.053 G deployed (benchmarks/multiply_adds.py).
+Multiply-adds per image: 0.080 G in training form, 0.053 G deployed (benchmarks/multiply_adds.py).
 Here: no full training. A run of 2 epochs on two busy CPU cores (batch 64, learning rate 0.1) had
 38.3 % after half an epoch and was stopped after 0.83. Deployed then, it predicts the same for all
 of 512 test images; the logits differ by at most 3.8e-6 (the largest is 8.7).

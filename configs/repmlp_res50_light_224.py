@@ -3,7 +3,7 @@ r"""ResNet-50 with RepMLPs in its middle stages, light blocks, on ImageNet.
 Paper: Ding et al., RepMLP, 2021 (2105.01883), section 4.2.
 Published: 77.14 % top-1 (the paper; its ResNet-50 has 77.19 %).
 Cost: 87,038,248 parameters, 86,142,440 deployed; 500,400 steps of 256 images.
-Multiply-adds an image: 3.302 G in training form, 3.077 G deployed (benchmarks/multiply_adds.py).
+Multiply-adds per image: 3.302 G in training form, 3.077 G deployed (benchmarks/multiply_adds.py).
 Time on a 2-core CPU: 63.7 ms in training form, 56.3 ms deployed; eight images: 390 and 353 ms.
 Differs from the paper: no AutoAugment, and a share of mixup (0.2) that the paper does not give.
 The paper's appendix gives 8 groups; the published code builds 4, as does this one.

@@ -3,7 +3,7 @@ r"""RepMLPNet-B256 on ImageNet: an MLP into which convolutions are merged, 256x2
 Paper: Ding et al., RepMLPNet, CVPR 2022 (2112.11081).
 Published: 81.03 % top-1, 96.5 M parameters, 9.6 B multiply-adds (the authors' README).
 Cost: 96,447,512 parameters, 96,568,184 deployed; 500,400 steps of 256 images.
-Multiply-adds an image: 9.640 G in training form, 9.616 G deployed (benchmarks/multiply_adds.py).
+Multiply-adds per image: 9.640 G in training form, 9.616 G deployed (benchmarks/multiply_adds.py).
 
     python train.py --config=configs/repmlpnet_b256.py --config.data.data_dir=DIR
     python deploy.py --config=configs/repmlpnet_b256.py --output=DEPLOYED \

@@ -3,7 +3,7 @@ r"""RepMLPNet-L256 on ImageNet: an MLP into which convolutions are merged, 256x2
 Paper: Ding et al., RepMLPNet, CVPR 2022 (2112.11081).
 Published: 81.68 % top-1, 117.7 M parameters, 11.5 B multiply-adds (the authors' README).
 Cost: 117,641,560 parameters, 117,820,600 deployed; 500,400 steps of 256 images.
-Multiply-adds an image: 11.609 G in training form, 11.579 G deployed (benchmarks/multiply_adds.py).
+Multiply-adds per image: 11.609 G in training form, 11.579 G deployed (benchmarks/multiply_adds.py).
 Differs from the original: its recipe is given for B256 only, and is assumed for this network.
 
     python train.py --config=configs/repmlpnet_l256.py --config.data.data_dir=DIR

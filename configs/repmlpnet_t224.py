@@ -3,7 +3,7 @@ r"""RepMLPNet-T224 on ImageNet: an MLP into which convolutions are merged, 224x2
 Paper: Ding et al., RepMLPNet, CVPR 2022 (2112.11081).
 Published: 76.62 % top-1, 38.3 M parameters, 2.8 B multiply-adds (the authors' README).
 Cost: 38,293,608 parameters, 38,331,720 deployed; 500,400 steps of 256 images.
-Multiply-adds an image: 2.808 G in training form, 2.798 G deployed (benchmarks/multiply_adds.py).
+Multiply-adds per image: 2.808 G in training form, 2.798 G deployed (benchmarks/multiply_adds.py).
 Differs from the original: its recipe is given for B256 only, and is assumed for this network.
 
     python train.py --config=configs/repmlpnet_t224.py --config.data.data_dir=DIR

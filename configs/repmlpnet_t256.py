@@ -3,7 +3,7 @@ r"""RepMLPNet-T256 on ImageNet: an MLP into which convolutions are merged, 256x2
 Paper: Ding et al., RepMLPNet, CVPR 2022 (2112.11081).
 Published: 77.44 % top-1, 58.7 M parameters, 4.2 B multiply-adds (the authors' README).
 Cost: 58,687,848 parameters, 58,739,400 deployed; 500,400 steps of 256 images.
-Multiply-adds an image: 4.258 G in training form, 4.246 G deployed (benchmarks/multiply_adds.py).
+Multiply-adds per image: 4.258 G in training form, 4.246 G deployed (benchmarks/multiply_adds.py).
 Differs from the original: its recipe is given for B256 only, and is assumed for this network.
 
     python train.py --config=configs/repmlpnet_t256.py --config.data.data_dir=DIR

@@ -2,7 +2,7 @@
 
 Paper: Bai, Kolter, Koltun, Deep Equilibrium Models, 2019 (1909.01377).
 Published: 29.0 perplexity (test).
-Cost: 174,168,738 parameters; 49 segments of 100 words a step (7 GPUs or so in the original).
+Cost: 174,168,738 parameters; 49 segments of 100 words per step (7 GPUs or so in the original).
 The original divides its rate by 10 after epochs 15, 20 and 23, or earlier if the validation loss
     stops falling; this recipe keeps to the epochs. The forward and the backward solve stop at the
     original's residuals for one segment: 1e-6 and 2e-10 times the root of the numbers in a state.

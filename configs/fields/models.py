@@ -8,7 +8,7 @@ def _mdeq() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             name="mdeq_classifier",  # or "mdeq_segmenter"
-            channels=(24, 24),  # one entry a resolution, highest first
+            channels=(24, 24),  # one entry per resolution, highest first
             num_blocks=(1, 1),
             big_kernels=(0, 0),  # how many convolutions of every block are 5x5: 0, 1, 2
             expansion=5,
@@ -66,9 +66,9 @@ def _repmlpnet(**fields) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             name="",
-            channels=(64, 128, 256, 512),  # one entry a stage
+            channels=(64, 128, 256, 512),  # one entry per stage
             num_blocks=(2, 2, 6, 2),
-            # Side of the partitions. With several partitions a stage, and more channels than
+            # Side of the partitions. With several partitions per stage, and more channels than
             # sharesets, the original moves results to other partitions; so does this.
             partitions=(56, 28, 14, 7),
             sharesets=(1, 4, 16, 128),  # divide the channels

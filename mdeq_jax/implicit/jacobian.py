@@ -39,7 +39,7 @@ def jacobian_loss(
         params: parameters of the cell.
         x: input injection.
         z: state, leaves `[B, ...]`, usually the equilibrium; by default a problem's `z0`.
-        key: random key of the probes, or `[B]` keys, one a sample; not used with `probe`.
+        key: random key of the probes, or `[B]` keys, one per sample; not used with `probe`.
         probe: one probe v like `z`, instead of random ones.
         num_probes: number of random probes to average.
 
@@ -71,7 +71,7 @@ def jacobian_loss(
 
 
 def _normal(key: jax.Array, like: jax.Array) -> jax.Array:
-    """N(0, I) like `[B, D]`, from one key or from one a sample."""
+    """N(0, I) like `[B, D]`, from one key or from one per sample."""
     if key.ndim == 0:
         return jax.random.normal(key, like.shape, like.dtype)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(key)

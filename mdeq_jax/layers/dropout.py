@@ -24,7 +24,7 @@ def dropout_mask(keys: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Ar
     """The mask of elements that `dropout` keeps, as bool (Gal, Ghahramani 2016).
 
     Args:
-        keys: `[B]` random keys, one a sample.
+        keys: `[B]` random keys, one per sample.
         rate: probability of False, in [0, 1).
         shape: shape of the mask, `[B, ...]`.
     """

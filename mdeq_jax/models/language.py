@@ -112,7 +112,7 @@ def regularise(problem: FixedPointProblem, z, forward: ForwardOptions, keys) -> 
         problem: of one forward pass.
         z: state.
         forward: settings of the pass.
-        keys: returns `[B]` random keys, one a sample; called only if the loss may be asked for.
+        keys: returns `[B]` random keys, one per sample; called only if the loss may be asked for.
     """
     if forward.with_jacobian is False:
         return jnp.float32(0)

@@ -120,7 +120,7 @@ def parse_flags(
 
 
 def list_configs(folder: Path) -> str:
-    """The configs of a folder, one a line, each with the first line of its docstring."""
+    """The configs of a folder, one per line, each with the first line of its docstring."""
     lines = {}
     for path in sorted(folder.glob("*.py")):
         if path.stem not in ("__init__", "default"):

@@ -26,7 +26,7 @@ class Solution(NamedTuple):
         rel_residual: `[B]` relative residual |f(z) - z| / |f(z)| at `z`; the same, and the largest
             finite number if f(z) = 0 but z is not.
         steps: `[B]` int32, the step that gave `z`; 0 is the start.
-        nfe: int32 scalar, evaluations of f on the batch: one for the start and one a step, until
+        nfe: int32 scalar, evaluations of f on the batch: one for the start and one per step, until
             the last sample is finished. Under `jax.vmap` each element counts its own evaluations;
             f runs, masked, until the slowest element is finished.
         status: `[B]` int32, values of `Status`.

@@ -22,7 +22,7 @@ class Rules(NamedTuple):
     """When a sample is finished.
 
     Attributes:
-        tol: residual under which it has converged; a number, or one a sample.
+        tol: residual under which it has converged; a number, or one per sample.
         stop_mode: which residual that is, "rel" or "abs".
         first_abs, first_rel: `[B]` residuals of the start.
     """

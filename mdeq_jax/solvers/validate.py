@@ -37,7 +37,7 @@ def check_tolerance(tol: float | jax.Array) -> None:
 
     Raises:
         TypeError: not a number.
-        ValueError: out of range, or not one number, or one a sample.
+        ValueError: out of range, or not one number, or one per sample.
     """
     try:
         ndim, kind = jnp.ndim(tol), jnp.result_type(tol)
@@ -46,9 +46,11 @@ def check_tolerance(tol: float | jax.Array) -> None:
     if kind is None or not (
         jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
     ):
-        raise TypeError(f"tol must be a number, or one a sample [B]; got {tol!r}.")
+        raise TypeError(f"tol must be a number, or one per sample [B]; got {tol!r}.")
     if ndim > 1:
-        raise ValueError(f"tol must be a number, or one a sample [B]; got shape {jnp.shape(tol)}.")
+        raise ValueError(
+            f"tol must be a number, or one per sample [B]; got shape {jnp.shape(tol)}."
+        )
     if not isinstance(tol, Tracer) and not np.all(np.asarray(tol) >= 0):
         raise ValueError(f"tol must not be negative; got {tol}.")
 

@@ -43,7 +43,7 @@ class ArraySplit:
         """Returns {"image": float32 `[B, H, W, 3]`, "label": int32 `[B]`}; see `Split`."""
         images = self.images[indices]
         if self.pad or self.flip:
-            # One table of draws an epoch: example i takes row i, in whichever batch it is.
+            # One table of draws per epoch: example i takes row i, in whichever batch it is.
             rng = np.random.default_rng((TRANSFORM_STREAM, *key))
             draws = rng.random((len(self), 3), dtype=np.float32)[indices]
             images = augment.shift_and_flip(images, draws, pad=self.pad, flip=self.flip)

@@ -103,7 +103,7 @@ def _read_jpeg_header(data: bytes, path: str) -> Header:
 
 
 def check_rgb(header: Header, path: str) -> None:
-    """Raises ExampleError unless the image is RGB of 8 bits a channel."""
+    """Raises ExampleError unless the image is RGB of 8 bits per channel."""
     if header.colors != "RGB" or header.bits != 8:
         raise ExampleError(
             f"{path}: a {header.bits}-bit {header.colors} image, but 8-bit RGB is required: "

@@ -28,7 +28,7 @@ Scales = tuple[jax.Array, ...]  # [B, H / 2^i, W / 2^i, channels[i]], highest re
 
 
 class CellSpec(NamedTuple):
-    """The static settings of a cell. Tuples have one entry a resolution, highest first.
+    """The static settings of a cell. Tuples have one entry per resolution, highest first.
 
     Attributes:
         channels: widths.

@@ -111,7 +111,7 @@ class RepMLP(nn.Module):
                 y, "g (n a b) (h w o) -> n (a h) (b w) (g o)", a=rows, b=columns, h=h, w=w
             )
 
-        y = rearrange(y, "g m (h w o) -> m 1 1 (h w g o)", h=h, w=w)  # statistics a position
+        y = rearrange(y, "g m (h w o) -> m 1 1 (h w g o)", h=h, w=w)  # statistics per position
         y = self.norm.copy(name="fc3_norm")(y, train=train)
         y = rearrange(y, "m 1 1 (h w o) -> m h w o", h=h, w=w)
         partitions = rearrange(x, "n a h b w c -> (n a b) h w c")

@@ -17,7 +17,7 @@ def confusion_matrix(
         num_classes: C.
 
     Returns:
-        `[C, C]` int32, truth by prediction: exact up to 2^31 pixels a call, so sums of many are
+        `[C, C]` int32, truth by prediction: exact up to 2^31 pixels per call, so sums of many are
         for the host to make, in 64 bits.
     """
     cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)

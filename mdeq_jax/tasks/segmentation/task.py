@@ -179,7 +179,7 @@ def class_weights(train: ConfigDict, num_classes: int) -> tuple[float, ...] | No
         if given not in _NAMED_WEIGHTS:
             raise ValueError(
                 f"train.class_weights={given!r} must be one of {sorted(_NAMED_WEIGHTS)}, one "
-                "number a class, or None."
+                "number per class, or None."
             )
         given = _NAMED_WEIGHTS[given]
     weights = tuple(given) if isinstance(given, list | tuple) else (given,)
