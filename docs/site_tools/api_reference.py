@@ -17,7 +17,9 @@ PACKAGES = {
     "mdeq_jax.engine.export": "Programs that run without this package.",
     "mdeq_jax.engine.saved_config": "Configs of work directories.",
     "mdeq_jax.convert": "PyTorch files, read without PyTorch.",
+    "mdeq_jax.engine.review": "Confusions and worst examples of a checkpoint.",
     "mdeq_jax.viz.report": "A run as one HTML page.",
+    "mdeq_jax.viz.review": "The data of confusions and worst examples.",
     "mdeq_jax.hardware": "The hardware that programs are compiled for.",
 }
 
