@@ -20,7 +20,7 @@ from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import beside_roof, roof
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, measure_in_turn
 from benchmarks.workload import cell_problem, forced_by_flags, random_batch
-from mdeq_jax.engine.state import build_optimizer, init_state
+from mdeq_jax.engine.state import build_optimizer, init_state, make_state
 from mdeq_jax.engine.step import make_train_step, training_config
 from mdeq_jax.models import apply_cell, build_model
 from mdeq_jax.runtime import devices
@@ -29,8 +29,13 @@ from mdeq_jax.tasks import build_task
 NUM_STEPS, STEPS_PER_EPOCH = 1_000_000, 1_000  # of the training that the step is one of
 
 
-def prepare_step(config, batch_size: int) -> tuple[Callable, tuple]:
+def prepare_step(config, batch_size: int, variables=None) -> tuple[Callable, tuple]:
     """The training step that `train.py` maps over the devices, not yet traced.
+
+    Args:
+        config: the whole config.
+        batch_size: over all devices.
+        variables: Flax variables to start from; None: those of the initialisation.
 
     Returns:
         The step; its arguments: a replicated state (which a call donates), the empty carry, a
@@ -44,7 +49,11 @@ def prepare_step(config, batch_size: int) -> tuple[Callable, tuple]:
         static_argnums=(3,),
         donate_argnums=(0, 1),
     )
-    state = devices.replicate(init_state(model, optimizer, build_task(config), config))
+    if variables is None:
+        state = init_state(model, optimizer, build_task(config), config)
+    else:
+        state = make_state(variables, optimizer)
+    state = devices.replicate(state)
     batch = devices.to_devices(random_batch(config, batch_size))
     return step, (state, (), batch, False)
 
