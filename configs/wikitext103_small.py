@@ -30,10 +30,12 @@ def get_config():
     model.tie_projs = (False, False, False)
 
     config.solver.forward.name = "anderson"
-    config.solver.forward.max_steps = 8
-    config.gradient.name = "phantom"
-    config.gradient.steps = 2
-    config.gradient.tau = 1.0
+    config.solver.forward.max_steps = 12
+    config.solver.backward.name = "anderson"
+    config.solver.backward.max_steps = 12
+    config.gradient.name = "ift"
+    config.jacobian.weight = 1.0  # without it the solves diverge within an epoch
+    config.jacobian.frequency = 0.5
 
     config.train.epochs = 5
     config.train.batch_size = 16

@@ -106,7 +106,7 @@ class DEQTransformer(EquilibriumSolver, nn.Module):
         tokens, memory = as_segment(tokens, memory)
         forward = ForwardOptions() if forward is None else forward
         if self.num_layers is not None:
-            forward = forward._replace(pretraining_layers=self.num_layers)
+            forward = forward._replace(pretraining_layers=self.num_layers, with_jacobian=False)
         if self.is_initializing():
             forward = forward._replace(pretraining_layers=1)  # parameters, outside a solver's loop
         if train and masks is None:

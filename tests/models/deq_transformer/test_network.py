@@ -8,7 +8,7 @@ import pytest
 
 from mdeq_jax.implicit import BackwardStats
 from mdeq_jax.models import ForwardOptions
-from mdeq_jax.models.deq_transformer.build import build_deq_transformer
+from mdeq_jax.models.deq_transformer.build import build_deq_transformer, build_transformer
 from tests.helpers.language import close, transformer_config
 
 SMALL = {"n_token": 20, "d_model": 8, "d_embed": 8, "n_head": 2, "d_head": 4, "d_inner": 12}
@@ -70,6 +70,22 @@ def test_a_training_step_with_every_kind_of_gradient(gradient):
     (value, jacobian), (gradients, _) = step(variables["params"], BackwardStats.zeros(4))
     assert np.isfinite(value) and jacobian > 0
     chex.assert_tree_all_finite(gradients)
+
+
+def test_a_network_without_an_equilibrium_has_no_jacobian_loss():
+    config = transformer_config(SMALL, {"model.name": "transformer"})
+    model = build_transformer(config)
+    variables = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+
+    def loss(variables, asked):
+        forward = ForwardOptions(with_jacobian=asked)
+        rngs = {"jacobian": jax.random.key(2)}
+        out = model.apply(variables, TOKENS, train=True, forward=forward, rngs=rngs)
+        return jnp.float32(out.jacobian_loss)
+
+    asked = jax.ShapeDtypeStruct((), bool)
+    text = jax.jit(loss).lower(variables, asked).as_text()
+    assert "dot_general" not in text and "constant dense<0.000000e+00>" in text
 
 
 def test_bfloat16_stays_close():
