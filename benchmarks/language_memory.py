@@ -11,6 +11,8 @@ Temporaries are everything else that is held at once; in the whole step they inc
 A config that takes the size of its vocabulary from the data needs it on the command line.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ NUM_STEPS, STEPS_PER_EPOCH = 300_000, 12_289  # of the training that the step is
 WHOLE, ROWS = PartitionSpec(), PartitionSpec(BATCH_AXIS)
 
 
-def compile_gradient(config: ConfigDict, batch_size: int):
+def compile_gradient(config: ConfigDict, batch_size: int) -> Any:
     """Compiles the loss with its gradient and the next memory, from shapes alone.
 
     Args:
@@ -42,7 +44,8 @@ def compile_gradient(config: ConfigDict, batch_size: int):
 
     def loss(params, carry, batch, key):
         batch = task.with_carry(batch, carry)
-        out = model.apply({"params": params}, task.inputs(batch), train=True, rngs={"dropout": key})
+        rngs = {"dropout": key}
+        out: Any = model.apply({"params": params}, task.inputs(batch), train=True, rngs=rngs)
         return task.loss(out, batch), task.next_carry(out)
 
     arguments = (variables["params"], *_inputs(config, model, task, batch_size))
@@ -50,7 +53,7 @@ def compile_gradient(config: ConfigDict, batch_size: int):
     return _compile(jax.value_and_grad(loss, has_aux=True), (*arguments, key), (WHOLE, WHOLE))
 
 
-def compile_step(config: ConfigDict, batch_size: int):
+def compile_step(config: ConfigDict, batch_size: int) -> Any:
     """Compiles the whole step, its optimiser included, from shapes alone."""
     shared = family_of(config).shared_parameters(config)
     optimizer, task = build_optimizer(config.train, NUM_STEPS, shared), build_task(config)
@@ -78,7 +81,7 @@ def _inputs(config, model, task, batch_size: int) -> tuple:
     return carry, batch
 
 
-def _compile(function, arguments: tuple, out_specs, **jit_options):
+def _compile(function, arguments: tuple, out_specs, **jit_options) -> Any:
     mesh = Mesh(np.array(jax.devices()[:1]), (BATCH_AXIS,))
     specs = (WHOLE, ROWS, ROWS, WHOLE)[: len(arguments)]
     mapped = jax.shard_map(
