@@ -159,6 +159,10 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
         dict(
             every_epochs=1.0,
             batch_size=placeholder(int),  # None: as in training
+            # "on": an example that is solved makes room for the next one, instead of waiting for
+            # the slowest of its batch; "auto": on CPUs, for splits of many examples; "off"
+            continuous_batching="auto",
+            slots=placeholder(int),  # of continuous batching on each device; None: as measured best
             scales=(1.0,),  # segmentation: of the image; the probabilities are averaged
             flip=False,  # segmentation: average with the mirrored image
             window=placeholder(tuple),  # segmentation: height, width; None: whole images

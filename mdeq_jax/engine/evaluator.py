@@ -14,6 +14,7 @@ from mdeq_jax.data import Dataset, EvalLoader, Prefetcher
 from mdeq_jax.diagnostics.spectral_radius import BATCHES_BEFORE, make_spectral_radius
 from mdeq_jax.engine.compile_time import announced
 from mdeq_jax.engine.step import make_eval_step
+from mdeq_jax.engine.stream import stream_step
 from mdeq_jax.models import EquilibriumModel
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.solvers import Status
@@ -38,14 +39,12 @@ class Evaluator:
         self._config, self._task = config, task
         rows = batch_size // jax.process_count()
         self._initial_carry = lambda: devices.split(task.initial_carry(model, rows))
-        self._loader = EvalLoader(
-            dataset,
-            batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_workers=config.data.num_workers,
+        self._stream = stream_step(model, task, config, batch_size, dataset.num_eval)
+        self._step = self._stream or devices.pmap(make_eval_step(model, task))
+        self._loader = _loader(
+            dataset, self._stream.batch_size if self._stream else batch_size, config
         )
-        self._step = devices.pmap(make_eval_step(model, task))
+        self._ordinary_batches = lambda: iter(_loader(dataset, batch_size, config))
         self._compiled = False
         self._radius = devices.pmap(
             make_spectral_radius(cast(EquilibriumModel, model), task, config.seed)
@@ -63,10 +62,10 @@ class Evaluator:
             "eval/NAME" for each number of the task; "eval/examples"; "eval/NOUN_per_second", NOUN
             the task's name for examples, without the first batch, which may compile; and
             "eval/skipped", this host's unreadable examples left out so far (`data.on_error`). For a
-            model with an equilibrium also "eval/nfe", evaluations of the cell a batch;
-            "eval/steps", solver steps to a sample's best iterate; "eval/rel_residual" (median),
-            "eval/rel_residual_p90", "_p99" and "_max"; and "eval/unconverged", the share that did
-            not reach `tol`.
+            model with an equilibrium also "eval/nfe", evaluations of the cell a batch, or with
+            continuous batching an example; "eval/steps", solver steps to a sample's best iterate;
+            "eval/rel_residual" (median), "eval/rel_residual_p90", "_p99" and "_max"; and
+            "eval/unconverged", the share that did not reach `tol`.
         """
         limit = step_budget or self._config.solver.forward.max_steps
         budget = devices.for_each_device(np.int32(limit))
@@ -76,8 +75,9 @@ class Evaluator:
         if not self._compiled:
             first = announced("evaluation", replicated_variables, self._config)
         with Prefetcher(self._loader, devices.to_devices) as batches:
+            batches = (batch for batch, _ in batches)
             clock = time.perf_counter()
-            for batch, _ in batches:
+            for batch in self._stream.batches(batches) if self._stream else batches:
                 with first:
                     batch_sums, per_sample, carry = self._step(
                         replicated_variables, carry, batch, budget
@@ -126,7 +126,7 @@ class Evaluator:
 
     def _some_batch(self, replicated_variables) -> tuple[PyTree, dict]:
         """The carry that a batch finds, and the batch."""
-        carry, batches = self._initial_carry(), map(devices.to_devices, self._loader)
+        carry, batches = self._initial_carry(), map(devices.to_devices, self._ordinary_batches())
         batch = next(batches)
         if jax.tree.leaves(carry):
             budget = devices.for_each_device(np.int32(self._config.solver.forward.max_steps))
@@ -134,6 +134,16 @@ class Evaluator:
                 *_, carry = self._step(replicated_variables, carry, batch, budget)
                 batch = following
         return carry, batch
+
+
+def _loader(dataset: Dataset, batch_size: int, config: ConfigDict) -> EvalLoader:
+    return EvalLoader(
+        dataset,
+        batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+    )
 
 
 def _describe_solves(samples: dict[str, np.ndarray]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from mdeq_jax.engine.schedules import jacobian_weight
 from mdeq_jax.engine.state import TrainState
 from mdeq_jax.implicit import GRADIENTS, BackwardStats
-from mdeq_jax.models import ForwardOptions
+from mdeq_jax.models import ForwardOptions, ModelOutput
 from mdeq_jax.parallel import device_index, mean_over_devices, sum_over_devices
 from mdeq_jax.solvers import Solution
 from mdeq_jax.tasks import Task
@@ -276,17 +276,22 @@ def make_eval_step(model: nn.Module, task: Task) -> Callable:
     ) -> tuple[dict, dict, PyTree]:
         batch = task.with_carry(batch, carry)
         out = task.infer(model, variables, task.inputs(batch), step_budget)
-        sums = task.metric_sums(out, batch)
-        if "count" not in sums:
-            sums = {**sums, "count": jnp.sum(batch["mask"])}
-        per_sample = {"mask": batch["mask"]}
-        if (solution := out.solution) is not None:
-            per_sample |= {
-                "rel_residual": solution.rel_residual,
-                "steps": solution.steps,
-                "status": solution.status,
-                "nfe": jnp.broadcast_to(solution.nfe, solution.steps.shape),
-            }
-        return sum_over_devices(sums), per_sample, task.next_carry(out)
+        return *measure_batch(task, out, batch), task.next_carry(out)
 
     return eval_step
+
+
+def measure_batch(task: Task, out: ModelOutput, batch: dict) -> tuple[dict, dict]:
+    """The sums and the rows of `make_eval_step` from the model's output for a batch."""
+    sums = task.metric_sums(out, batch)
+    if "count" not in sums:
+        sums = {**sums, "count": jnp.sum(batch["mask"])}
+    per_sample = {"mask": batch["mask"]}
+    if (solution := out.solution) is not None:
+        per_sample |= {
+            "rel_residual": solution.rel_residual,
+            "steps": solution.steps,
+            "status": solution.status,
+            "nfe": jnp.broadcast_to(solution.nfe, solution.steps.shape),
+        }
+    return sum_over_devices(sums), per_sample

@@ -18,7 +18,7 @@ from jax import lax
 from mdeq_jax.solvers.loop import iterate
 from mdeq_jax.solvers.norms import in_float32
 from mdeq_jax.solvers.solution import Solution
-from mdeq_jax.solvers.stages import Algorithm, Step
+from mdeq_jax.solvers.states import Algorithm, Step
 from mdeq_jax.solvers.validate import check_count
 
 
@@ -52,6 +52,7 @@ def anderson(
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
     trace: Callable | None = None,
+    run: Callable[..., Solution] = iterate,
 ) -> Solution:
     """Solves f(z) = z by Anderson acceleration, every sample separately.
 
@@ -76,6 +77,7 @@ def anderson(
         trace: function of (step, z `[B, D]`, residual `[B]`) that the host calls after the start
             (step 0) and each step, through `jax.debug.callback`. The residual is that of
             `stop_mode`; samples that are finished rest at their best iterate.
+        run: runs the algorithm; see `stream.settings_of`.
 
     Returns:
         A `Solution`.
@@ -89,7 +91,7 @@ def anderson(
         raise ValueError(f"lam must not be negative; got {lam}.")
     if not 0 < beta <= 1:
         raise ValueError(f"beta must be in (0, 1]; got {beta}.")
-    return iterate(
+    return run(
         f,
         z0,
         Algorithm(

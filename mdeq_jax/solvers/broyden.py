@@ -30,7 +30,7 @@ from mdeq_jax.kernels.launch import enabled
 from mdeq_jax.solvers.inverse import InverseEstimate
 from mdeq_jax.solvers.loop import iterate
 from mdeq_jax.solvers.solution import Solution
-from mdeq_jax.solvers.stages import Algorithm, Step
+from mdeq_jax.solvers.states import Algorithm, Step
 from mdeq_jax.solvers.validate import check_count, check_start
 
 HISTORY_DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -64,6 +64,7 @@ def broyden(
     trace: Callable | None = None,
     keep_inverse: bool = False,
     pallas: bool | None = False,
+    run: Callable[..., Solution] = iterate,
 ) -> Solution:
     """Solves f(z) = z by Broyden's method, every sample separately.
 
@@ -85,6 +86,7 @@ def broyden(
             memory, `max_steps` states.
         pallas: uses Pallas kernels that read only the filled rows of the history (GPU only); None
             decides by the size of the state, see `kernels.launch.enabled`.
+        run: runs the algorithm; see `stream.settings_of`.
 
     Returns:
         A `Solution`.
@@ -101,7 +103,7 @@ def broyden(
     reading, products = _reading(pallas, z0), jnp.promote_types(z0.dtype, jnp.float32)
     # The last step is read again only by the estimate.
     rows = max_steps if keep_inverse else max(max_steps - 1, 1)
-    solution = iterate(
+    solution = run(
         f,
         z0,
         Algorithm(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mdeq_jax.solvers.loop import iterate
 from mdeq_jax.solvers.solution import Solution
-from mdeq_jax.solvers.stages import Algorithm, Step
+from mdeq_jax.solvers.states import Algorithm, Step
 
 
 def fixed_point_iteration(
@@ -21,6 +21,7 @@ def fixed_point_iteration(
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
     trace: Callable | None = None,
+    run: Callable[..., Solution] = iterate,
 ) -> Solution:
     """Iterates z <- (1 - tau) z + tau f(z) (Krasnoselskii-Mann; Picard for tau = 1).
 
@@ -36,6 +37,7 @@ def fixed_point_iteration(
         trace: function of (step, z `[B, D]`, residual `[B]`) that the host calls after the start
             (step 0) and each step, through `jax.debug.callback`. The residual is that of
             `stop_mode`; samples that are finished rest at their best iterate.
+        run: runs the algorithm; see `stream.settings_of`.
 
     Returns:
         A `Solution`.
@@ -51,7 +53,7 @@ def fixed_point_iteration(
         z = jnp.where(step.active[:, None], proposed, step.z)
         return state, z, jnp.zeros_like(step.active)
 
-    return iterate(
+    return run(
         f,
         z0,
         Algorithm(init=lambda z: (), update=update),

@@ -12,7 +12,7 @@ from jax import lax
 
 from mdeq_jax.solvers import stages
 from mdeq_jax.solvers.solution import Solution
-from mdeq_jax.solvers.stages import Algorithm, Loop
+from mdeq_jax.solvers.states import Algorithm, Loop
 from mdeq_jax.solvers.stopping import ACTIVE, first_residual
 from mdeq_jax.solvers.validate import check_arguments, check_record_at
 

@@ -2,11 +2,9 @@
 
 `start` prepares the loop. Each step of it has three stages: `evaluate` asks the algorithm for the
 next iterates and evaluates f, `judge` decides which samples are finished, and `record` keeps the
-best iterates. `finish` makes the `Solution`.
+best iterates. `finish` makes the `Solution`. `begin`, `propose` and `assess` are the parts of these
+without f.
 """
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,15 @@ from jax import lax
 from mdeq_jax.parallel import varying_like
 from mdeq_jax.solvers.norms import in_float32, residuals
 from mdeq_jax.solvers.solution import Solution, Status
+from mdeq_jax.solvers.states import (
+    Algorithm,
+    Evaluation,
+    Judgement,
+    Loop,
+    Proposal,
+    Residuals,
+    Step,
+)
 from mdeq_jax.solvers.stopping import (
     ACTIVE,
     DIVERGED_ABS,
@@ -27,174 +34,88 @@ from mdeq_jax.solvers.stopping import (
 )
 
 
-class Step(NamedTuple):
-    """What an algorithm makes the next iterates from.
-
-    Attributes:
-        z: `[B, D]` iterates.
-        fz: `[B, D]` f(z).
-        gz: `[B, D]` f(z) - z, in float32 or better; computed in the pass over memory that reads z
-            and f(z) anyway.
-        active: `[B]` bool, the samples that are not finished.
-    """
-
-    z: jax.Array
-    fz: jax.Array
-    gz: jax.Array
-    active: jax.Array
-
-
-class Algorithm(NamedTuple):
-    """What distinguishes one solver from another.
-
-    Attributes:
-        init: z0 `[B, D]` -> the algorithm's state.
-        update: (state, number of the step, `Step`) -> (state, next z `[B, D]`, stuck `[B]` bool).
-            Samples that are stuck have no next iterate and end here. They and those that are not
-            active keep their z. Only active samples may be stuck.
-    """
-
-    init: Callable[[jax.Array], Any]
-    update: Callable[[Any, jax.Array, Step], tuple[Any, jax.Array, jax.Array]]
-
-
-class Loop(NamedTuple):
-    """What the loop carries.
-
-    Attributes:
-        step: number of the next step.
-        z, fz, gz: `[B, D]` as in `Step`.
-        best: `[B, D]` best iterate of each sample.
-        best_abs, best_rel: `[B]` its residuals.
-        best_step: `[B]` the step that gave it.
-        status: `[B]` values of `Status`, or `ACTIVE`.
-        abs_trace, rel_trace: `[max_steps, B]` residuals after each step.
-        recorded: `[n, B, D]` best iterates after the steps `record_at`, or `()`.
-        algorithm: the algorithm's state.
-    """
-
-    step: jax.Array
-    z: jax.Array
-    fz: jax.Array
-    gz: jax.Array
-    best: jax.Array
-    best_abs: jax.Array
-    best_rel: jax.Array
-    best_step: jax.Array
-    status: jax.Array
-    abs_trace: jax.Array
-    rel_trace: jax.Array
-    recorded: Any
-    algorithm: Any
-
-
-class Evaluation(NamedTuple):
-    """The next iterates and their residuals.
-
-    Attributes:
-        count: number of steps made, this one included.
-        algorithm: the algorithm's state.
-        z, fz: `[B, D]`.
-        active: `[B]` bool, not finished before this step.
-        stuck: `[B]` bool, active but without a next iterate.
-        moving: `[B]` bool, active and not stuck.
-        abs_residual, rel_residual: `[B]`, infinite if not finite.
-        finite: `[B]` bool, whether they are finite.
-        better: `[B]` bool, whether the iterate is the sample's best so far.
-        abs_trace, rel_trace: `[max_steps, B]` residuals up to this step.
-    """
-
-    count: jax.Array
-    algorithm: Any
-    z: jax.Array
-    fz: jax.Array
-    active: jax.Array
-    stuck: jax.Array
-    moving: jax.Array
-    abs_residual: jax.Array
-    rel_residual: jax.Array
-    finite: jax.Array
-    better: jax.Array
-    abs_trace: jax.Array
-    rel_trace: jax.Array
-
-
-class Judgement(NamedTuple):
-    """Which samples end with this step.
-
-    Attributes:
-        ended: `[B]` bool.
-        outcome: `[B]` values of `Status`, for those that ended.
-        diverged: `[B]` bool.
-        objective: `[B]` the residual that counts.
-    """
-
-    ended: jax.Array
-    outcome: jax.Array
-    diverged: jax.Array
-    objective: jax.Array
-
-
 def start(f, z0, algorithm, max_steps, tol, stop_mode, record_at) -> tuple[Loop, Rules]:
     """The loop before its first step, and the rules that depend on the first residuals."""
     # Without the barrier XLA spends seconds of compilation proving that a start of zeros is finite.
     z0 = lax.optimization_barrier(z0)
     usable = jnp.isfinite(z0).all(axis=1)
     z0 = jnp.where(usable[:, None], z0, 0)
-    fz0 = _stored(f(z0))
+    fz0 = stored(f(z0))
     z0 = varying_like(fz0, z0)
-    first_abs, first_rel, finite = residuals(z0, fz0)
-    finite &= usable
-    rules = Rules(tol, stop_mode, first_abs, first_rel)
-    status = jnp.where(is_done(first_residual(rules), tol), Status.CONVERGED, ACTIVE)
+    measured = Residuals(*residuals(z0, fz0))
+    rules = Rules(tol, stop_mode, measured.absolute, measured.relative)
+    measured = measured._replace(finite=measured.finite & usable)
+    recorded = jnp.broadcast_to(z0, (len(record_at), *z0.shape)) if record_at else ()
+    start = begin(z0, fz0, measured, rules, max_steps)
+    start = start._replace(recorded=recorded, algorithm=algorithm.init(z0))
+    return varying_like(fz0, start), rules
+
+
+def begin(z0, fz0, measured: Residuals, rules: Rules, max_steps: int) -> Loop:
+    """The loop after the evaluation of its start, without the algorithm's state."""
+    finite = measured.finite
+    status = jnp.where(is_done(first_residual(rules), rules.tol), Status.CONVERGED, ACTIVE)
     status = jnp.where(finite, status, Status.DIVERGED)
-    nan_trace = jnp.full((max_steps, z0.shape[0]), jnp.nan, first_abs.dtype)
-    start = Loop(
+    nan_trace = jnp.full((max_steps, z0.shape[0]), jnp.nan, rules.first_abs.dtype)
+    return Loop(
         step=jnp.int32(0),
         z=z0,
         fz=jnp.where(finite[:, None], fz0, z0),
         gz=jnp.where(finite[:, None], in_float32(fz0) - in_float32(z0), 0),
         best=z0,
-        best_abs=first_abs,
-        best_rel=first_rel,
+        best_abs=rules.first_abs,
+        best_rel=rules.first_rel,
         best_step=jnp.zeros(z0.shape[0], jnp.int32),
         status=status.astype(jnp.int32),
         abs_trace=nan_trace,
         rel_trace=nan_trace,
-        recorded=jnp.broadcast_to(z0, (len(record_at), *z0.shape)) if record_at else (),
-        algorithm=algorithm.init(z0),
+        recorded=(),
+        algorithm=(),
     )
-    return varying_like(fz0, start), rules
 
 
 def evaluate(f, algorithm: Algorithm, loop: Loop, rules: Rules) -> Evaluation:
     """The next iterates, their residuals, and the traces with these."""
+    proposal = propose(algorithm, loop)
+    fz = stored(f(proposal.z))
+    return assess(loop, proposal, fz, Residuals(*residuals(proposal.z, fz)), rules)
+
+
+def propose(algorithm: Algorithm, loop: Loop) -> Proposal:
+    """The iterates at which f is evaluated next."""
     active = loop.status == ACTIVE
     now = Step(loop.z, loop.fz, loop.gz, active)
     state, z, stuck = algorithm.update(loop.algorithm, loop.step, now)
-    moving = active & ~stuck
-    z = _stored(z)
-    fz = _stored(f(z))
-    count = loop.step + 1
+    return Proposal(state, stored(z), active, stuck)
 
-    abs_residual, rel_residual, finite = residuals(z, fz)
-    objective = objective_of(abs_residual, rel_residual, rules)
-    better = moving & finite & (objective < objective_of(loop.best_abs, loop.best_rel, rules))
+
+def assess(
+    loop: Loop, proposal: Proposal, fz: jax.Array, measured: Residuals, rules: Rules
+) -> Evaluation:
+    """What f gives at the proposed iterates, compared with the best so far."""
+    moving = proposal.active & ~proposal.stuck
+    count = loop.step + 1
+    objective = objective_of(measured.absolute, measured.relative, rules)
+    better = objective < objective_of(loop.best_abs, loop.best_rel, rules)
+    better &= moving & measured.finite
     abs_trace, rel_trace = (
         trace.at[count - 1].set(jnp.where(moving, residual, jnp.nan))
-        for trace, residual in ((loop.abs_trace, abs_residual), (loop.rel_trace, rel_residual))
+        for trace, residual in (
+            (loop.abs_trace, measured.absolute),
+            (loop.rel_trace, measured.relative),
+        )
     )
     return Evaluation(
         count=count,
-        algorithm=state,
-        z=z,
+        algorithm=proposal.algorithm,
+        z=proposal.z,
         fz=fz,
-        active=active,
-        stuck=stuck,
+        active=proposal.active,
+        stuck=proposal.stuck,
         moving=moving,
-        abs_residual=abs_residual,
-        rel_residual=rel_residual,
-        finite=finite,
+        abs_residual=measured.absolute,
+        rel_residual=measured.relative,
+        finite=measured.finite,
         better=better,
         abs_trace=abs_trace,
         rel_trace=rel_trace,
@@ -271,7 +192,7 @@ def finish(end: Loop, record_at, keep_algorithm: bool) -> Solution:
     )
 
 
-def _stored(x: jax.Array) -> jax.Array:
+def stored(x: jax.Array) -> jax.Array:
     """`x` as memory holds it.
 
     XLA may keep a number narrower than float32 in float32 for the operations that it fuses. The

@@ -168,6 +168,15 @@ class Task(abc.ABC):
         out: Any = model.apply(variables, inputs, forward=ForwardOptions(step_budget=step_budget))
         return out
 
+    @property
+    def single_pass(self) -> bool:
+        """Whether `infer` is one forward pass in which every example stands alone.
+
+        It is then the model's pass on `to_network_input`, followed by `to_target_size`, and
+        examples may be solved one after the other in any order (`eval.continuous_batching`).
+        """
+        return False
+
     def exported_call(self, model: nn.Module) -> tuple[Any, Callable[[dict, Any], dict]]:
         """What export.py exports: one evaluation of the model, in plain containers.
 

@@ -44,6 +44,11 @@ class Classification(ImageTask):
         """Whether `train.mixup` or `train.cutmix` is on."""
         return any(self._mixing.values())
 
+    @property
+    def single_pass(self) -> bool:
+        """Yes."""
+        return True
+
     def augment(self, batch: dict, key: jax.Array) -> dict:
         """Mixes the images with `train.mixup` and `train.cutmix`; adds their other labels."""
         images, share = mix(batch["image"], key, **self._mixing)

@@ -66,6 +66,11 @@ class Segmentation(ImageTask):
         self._settings = InferenceSettings.from_config(config)
         self._class_names = class_names(config)
 
+    @property
+    def single_pass(self) -> bool:
+        """Whether images are taken whole, at one scale, and not mirrored."""
+        return self._settings.single_pass
+
     def loss(self, outputs: ModelOutput, batch: dict) -> jax.Array:
         """This device's share of the mean over pixels; see `losses`."""
         labels, train = batch["label"], self._config.train
