@@ -160,9 +160,10 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
             every_epochs=1.0,
             batch_size=placeholder(int),  # None: as in training
             # "on": an example that is solved makes room for the next one, instead of waiting for
-            # the slowest of its batch; "auto": on CPUs, for splits of many examples; "off"
+            # the slowest of its batch; "auto": on CPUs, once the first batches have shown that it
+            # saves more time than it takes to compile; "off"
             continuous_batching="auto",
-            slots=placeholder(int),  # of continuous batching on each device; None: as measured best
+            slots=placeholder(int),  # examples in flight on each device; None: 16 on CPUs
             scales=(1.0,),  # segmentation: of the image; the probabilities are averaged
             flip=False,  # segmentation: average with the mirrored image
             window=placeholder(tuple),  # segmentation: height, width; None: whole images

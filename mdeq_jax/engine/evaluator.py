@@ -1,6 +1,5 @@
 """Evaluation over a whole split."""
 
-import contextlib
 import time
 from itertools import islice
 from typing import cast
@@ -12,9 +11,7 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset, EvalLoader, Prefetcher
 from mdeq_jax.diagnostics.spectral_radius import BATCHES_BEFORE, make_spectral_radius
-from mdeq_jax.engine.compile_time import announced
-from mdeq_jax.engine.step import make_eval_step
-from mdeq_jax.engine.stream import stream_step
+from mdeq_jax.engine.eval_steps import EvalSteps
 from mdeq_jax.models import EquilibriumModel
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.solvers import Status
@@ -39,13 +36,14 @@ class Evaluator:
         self._config, self._task = config, task
         rows = batch_size // jax.process_count()
         self._initial_carry = lambda: devices.split(task.initial_carry(model, rows))
-        self._stream = stream_step(model, task, config, batch_size, dataset.num_eval)
-        self._step = self._stream or devices.pmap(make_eval_step(model, task))
-        self._loader = _loader(
-            dataset, self._stream.batch_size if self._stream else batch_size, config
+        self._loader = EvalLoader(
+            dataset,
+            batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=config.data.num_workers,
         )
-        self._ordinary_batches = lambda: iter(_loader(dataset, batch_size, config))
-        self._compiled = False
+        self._steps = EvalSteps(model, task, config, batch_size)
         self._radius = devices.pmap(
             make_spectral_radius(cast(EquilibriumModel, model), task, config.seed)
         )
@@ -62,32 +60,28 @@ class Evaluator:
             "eval/NAME" for each number of the task; "eval/examples"; "eval/NOUN_per_second", NOUN
             the task's name for examples, without the first batch, which may compile; and
             "eval/skipped", this host's unreadable examples left out so far (`data.on_error`). For a
-            model with an equilibrium also "eval/nfe", evaluations of the cell a batch, or with
-            continuous batching an example; "eval/steps", solver steps to a sample's best iterate;
-            "eval/rel_residual" (median), "eval/rel_residual_p90", "_p99" and "_max"; and
+            model with an equilibrium also "eval/nfe", evaluations of the cell for a batch, or for
+            an example with continuous batching; "eval/steps", solver steps to a sample's best
+            iterate; "eval/rel_residual" (median), "eval/rel_residual_p90", "_p99" and "_max"; and
             "eval/unconverged", the share that did not reach `tol`.
         """
         limit = step_budget or self._config.solver.forward.max_steps
         budget = devices.for_each_device(np.int32(limit))
         sums, rows, counts, seconds = {}, [], [], []
-        carry = self._initial_carry()
-        first = contextlib.nullcontext()
-        if not self._compiled:
-            first = announced("evaluation", replicated_variables, self._config)
         with Prefetcher(self._loader, devices.to_devices) as batches:
-            batches = (batch for batch, _ in batches)
+            results = self._steps(
+                replicated_variables,
+                self._initial_carry(),
+                (batch for batch, _ in batches),
+                budget,
+                len(self._loader),
+            )
             clock = time.perf_counter()
-            for batch in self._stream.batches(batches) if self._stream else batches:
-                with first:
-                    batch_sums, per_sample, carry = self._step(
-                        replicated_variables, carry, batch, budget
-                    )
-                first, self._compiled = contextlib.nullcontext(), True
-                batch_sums = devices.unreplicate(batch_sums)
+            for batch_sums, per_sample in results:
                 for name, value in batch_sums.items():
                     sums[name] = sums.get(name, 0) + value.astype(np.float64)
                 counts.append(float(batch_sums["count"]))
-                rows.append(jax.tree.map(np.ravel, devices.fetch(per_sample)))
+                rows.append(per_sample)
                 seconds.append(time.perf_counter() - clock)
                 clock = time.perf_counter()
         local = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
@@ -126,24 +120,14 @@ class Evaluator:
 
     def _some_batch(self, replicated_variables) -> tuple[PyTree, dict]:
         """The carry that a batch finds, and the batch."""
-        carry, batches = self._initial_carry(), map(devices.to_devices, self._ordinary_batches())
+        carry, batches = self._initial_carry(), map(devices.to_devices, self._loader)
         batch = next(batches)
         if jax.tree.leaves(carry):
             budget = devices.for_each_device(np.int32(self._config.solver.forward.max_steps))
             for following in islice(batches, BATCHES_BEFORE):
-                *_, carry = self._step(replicated_variables, carry, batch, budget)
+                *_, carry = self._steps.ordinary(replicated_variables, carry, batch, budget)
                 batch = following
         return carry, batch
-
-
-def _loader(dataset: Dataset, batch_size: int, config: ConfigDict) -> EvalLoader:
-    return EvalLoader(
-        dataset,
-        batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=config.data.num_workers,
-    )
 
 
 def _describe_solves(samples: dict[str, np.ndarray]) -> dict[str, float]:

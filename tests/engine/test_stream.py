@@ -1,13 +1,15 @@
 """Continuous batching of an evaluation: the same numbers, and when it is chosen."""
 
 import jax
+import numpy as np
 import pytest
 
 from mdeq_jax.data import load_dataset
+from mdeq_jax.engine.eval_steps import EvalSteps, IdleTime
 from mdeq_jax.engine.evaluator import Evaluator
-from mdeq_jax.engine.stream import StreamStep, stream_step
 from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices
+from mdeq_jax.solvers import Status
 from mdeq_jax.tasks import build_task
 from tests.helpers.tiny import SINGLE_SCALE
 
@@ -27,7 +29,7 @@ def network(config):
     return model, task, devices.replicate(variables)
 
 
-def test_an_evaluation_has_the_same_numbers(config, network):
+def test_an_evaluation_has_the_same_numbers(config, network, monkeypatch):
     model, task, variables = network
     dataset = load_dataset(config.data)
 
@@ -36,19 +38,37 @@ def test_an_evaluation_has_the_same_numbers(config, network):
         evaluator = Evaluator(model, task, dataset, config)
         return evaluator(variables), evaluator(variables), evaluator(variables, budget)
 
-    for ours, theirs in zip(evaluate("on", 3), evaluate("off", 3)):
-        for name in SAME:
-            assert ours[f"eval/{name}"] == pytest.approx(theirs[f"eval/{name}"], rel=1e-4), name
-        assert 0 < ours["eval/steps"] < ours["eval/nfe"] <= theirs["eval/nfe"]
+    # "auto" changes to continuous batching after the second of the three batches.
+    monkeypatch.setattr(IdleTime, "is_worth_compiling", lambda self, _: len(self._seconds) == 2)
+    expected = evaluate("off", 3)
+    for choice in ("on", "auto"):
+        for ours, theirs in zip(evaluate(choice, 3), expected):
+            for name in SAME:
+                assert ours[f"eval/{name}"] == pytest.approx(theirs[f"eval/{name}"], rel=1e-4), name
+            assert 0 < ours["eval/steps"] < ours["eval/nfe"] <= theirs["eval/nfe"]
+    assert ours["eval/nfe"] == theirs["eval/nfe"]  # all of them make the three steps
 
 
-def test_auto_needs_enough_examples(config, network):
-    model, task, _ = network
-    config.eval.update(continuous_batching="auto", slots=None)
-    assert isinstance(stream_step(model, task, config, 120, 360), StreamStep)
-    assert stream_step(model, task, config, 120, 40) is None
-    config.eval.continuous_batching = "off"
-    assert stream_step(model, task, config, 120, 360) is None
+@pytest.mark.parametrize(
+    ("idle", "seconds", "batches", "worth"),
+    [
+        (0.5, (12.0, 2.0), 12, True),  # 12 s to wait, 10 s to compile
+        (0.5, (12.0, 2.0), 8, False),
+        (0.5, (12.0,), 100, False),  # nobody knows how long a batch takes
+        (0.1, (2.0, 2.0), 100, False),
+    ],
+)
+def test_auto_compiles_what_saves_time(idle, seconds, batches, worth):
+    time, nfe = IdleTime(), 41
+    converged = {"status": np.full(4, Status.CONVERGED), "steps": np.full(4, (1 - idle) * nfe - 1)}
+    never = {"status": np.full(4, Status.MAX_STEPS), "steps": np.full(4, 3)}
+    for seconds_of_batch in seconds:
+        rows = {**converged, "nfe": np.full(4, nfe), "mask": np.ones(4)}
+        time.add(seconds_of_batch, rows)
+    assert time.is_worth_compiling(batches) == worth
+    for _ in range(20):  # these need all their evaluations
+        time.add(seconds[-1], {**never, "nfe": np.full(4, nfe), "mask": np.ones(4)})
+    assert not time.is_worth_compiling(batches)
 
 
 @pytest.mark.parametrize(
@@ -62,4 +82,4 @@ def test_auto_needs_enough_examples(config, network):
 def test_settings_that_cannot_work(fields, message, tiny_config, network):
     model, task, _ = network
     with pytest.raises(ValueError, match=message):
-        stream_step(model, task, tiny_config(fields), 120, 360)
+        EvalSteps(model, task, tiny_config(fields), 120)

@@ -1,0 +1,129 @@
+"""The calls that make up one evaluation: a batch at a time, or with continuous batching."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mdeq_jax import hardware
+from mdeq_jax.engine.compile_time import announced
+from mdeq_jax.engine.step import make_eval_step
+from mdeq_jax.engine.stream import StreamStep, check_stream, num_slots, why_not
+from mdeq_jax.runtime import devices
+from mdeq_jax.solvers import Status
+from mdeq_jax.tasks import Task
+from mdeq_jax.tree import PyTree
+
+# Share of the evaluations of f that must be idle, as a slot's step costs a little more.
+LEAST_IDLE = 0.15
+
+
+class EvalSteps:
+    """Evaluates batch after batch; compiles once.
+
+    With `eval.continuous_batching="auto"` it begins with batches, and goes on with continuous
+    batching once they show that it saves more time than its program takes to compile.
+
+    Attributes:
+        ordinary: the step of `make_eval_step` on all devices.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, config: ConfigDict, batch_size: int):
+        """Prepares the programs.
+
+        Args:
+            model: of `build_model`.
+            task: of `build_task`.
+            config: the whole config.
+            batch_size: over all devices.
+
+        Raises:
+            ValueError: see `check_stream`.
+        """
+        check_stream(task, config)
+        self.ordinary = devices.pmap(make_eval_step(model, task))
+        self._config, choice = config, config.eval.continuous_batching
+        self._stream, self._idle = None, None
+        if choice != "off" and not why_not(task, config):
+            self._stream = StreamStep(model, task, num_slots(config, batch_size))
+        self._streams = choice == "on"
+        # Measured on CPUs only. Several hosts could decide differently.
+        if choice == "auto" and hardware.target().platform == "cpu" and jax.process_count() == 1:
+            self._idle = IdleTime()
+        self._called = set()
+
+    def __call__(
+        self,
+        replicated_variables,
+        carry: PyTree,
+        batches: Iterable[dict],
+        step_budget,
+        num_batches: int,
+    ) -> Iterator[tuple[dict, dict]]:
+        """Yields sums and rows on the host, see `make_eval_step`, of one call after the other.
+
+        Args:
+            replicated_variables: of `devices.replicate`.
+            carry: what the first batch finds.
+            batches: on the devices.
+            step_budget: on the devices.
+            num_batches: how many they are.
+        """
+        batches = iter(batches)
+        while not self._streams and (batch := next(batches, None)) is not None:
+            start = time.perf_counter()
+            with self._announced("ordinary", replicated_variables):
+                sums, rows, carry = self.ordinary(replicated_variables, carry, batch, step_budget)
+            sums, rows = _to_host(sums, rows)
+            if self._stream and self._idle:
+                self._idle.add(time.perf_counter() - start, rows)
+                self._streams = self._idle.is_worth_compiling(num_batches)
+            yield sums, rows
+        if self._streams and self._stream:
+            results = self._stream(replicated_variables, batches, step_budget)
+            with self._announced("continuous", replicated_variables):
+                result = next(results, None)
+            while result is not None:
+                yield _to_host(*result)
+                result = next(results, None)
+
+    def _announced(self, step: str, replicated_variables):
+        """The context of a call, which announces the first one of each step."""
+        if step in self._called:
+            return contextlib.nullcontext()
+        self._called.add(step)
+        return announced("evaluation", replicated_variables, self._config)
+
+
+class IdleTime:
+    """How much of the time of batches is spent on samples that are finished."""
+
+    def __init__(self):
+        self._seconds, self._shares = [], []
+
+    def add(self, seconds: float, rows: dict) -> None:
+        """Counts a batch.
+
+        Args:
+            seconds: that its call took, the first one with its compilation.
+            rows: of `make_eval_step`, on the host.
+        """
+        needed = np.where(rows["status"] == Status.CONVERGED, rows["steps"] + 1, rows["nfe"])
+        self._seconds.append(seconds)
+        self._shares.append(1 - np.sum(needed * rows["mask"]) / np.sum(rows["nfe"]))
+
+    def is_worth_compiling(self, num_batches: int) -> bool:
+        """Whether an evaluation of so many batches is idle for longer than a program compiles."""
+        if len(self._seconds) < 2:
+            return False
+        batch, share = np.median(self._seconds[1:]), np.mean(self._shares)
+        compiling = self._seconds[0] - batch
+        return bool(share > LEAST_IDLE and share * batch * num_batches > compiling)
+
+
+def _to_host(sums: dict, rows: dict) -> tuple[dict, dict]:
+    return devices.unreplicate(sums), jax.tree.map(np.ravel, devices.fetch(rows))
