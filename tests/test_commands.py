@@ -27,9 +27,9 @@ TOOLS = {"pytest", "ruff", "pyright", "pre-commit", "mkdocs", "tensorboard"}
 RUN = (
     "docs/index.md",
     "README.md",
-    "docs/long_runs.md",
     "docs/weights.md",
     "docs/guide.md",
+    "docs/long_runs.md",
     "docs/language.md",
 )
 # The pages' configs made small, so that their commands run as they are.
@@ -44,7 +44,7 @@ SMALL = {
 }
 NOT_RUN = {
     r"^pip |^tensorboard ": "changes the environment, or serves until it is stopped",
-    r"MDEQ_Small_cls|in_small|wikitext103": "needs a released file, or data to download",
+    r"MDEQ_Small_cls|in_small|wikitext103": "needs a released file or data, or compiles for minutes",
     r"--output=deployed": "needs the trained RepMLP of the guide",
 }
 

@@ -3,7 +3,7 @@
 The ordinary loop of `loop` runs until its slowest sample is finished. Here a sample that is
 finished hands its state out, and its slot takes the next input, within one compiled loop. Servers
 of language models schedule requests in this way (Yu et al. 2022, Orca, OSDI). Every sample gets
-the answer of a solve alone, to rounding: but for f, each slot is a loop of one sample.
+the answer of a separate solve, to rounding: except in f, each slot is a loop of one sample.
 
 A slot that takes an input evaluates its start in the same call of f in which the other slots make
 their next step.
