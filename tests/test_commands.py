@@ -44,7 +44,7 @@ SMALL = {
 }
 NOT_RUN = {
     r"^pip |^tensorboard ": "changes the environment, or serves until it is stopped",
-    r"MDEQ_Small_cls|in_small|wikitext103": "needs a released file or data, or compiles for minutes",
+    r"MDEQ_Small_cls|in_small|wikitext103": "needs released files, or compiles for minutes",
     r"--output=deployed": "needs the trained RepMLP of the guide",
 }
 
