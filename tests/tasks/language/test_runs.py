@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mdeq_jax.configs import enwik8_small
 from mdeq_jax.data import load_dataset
 from mdeq_jax.diagnostics.convergence import convergence_traces
 from mdeq_jax.diagnostics.spectral_radius import BATCHES_BEFORE, SPECTRAL_STEPS
@@ -18,6 +19,8 @@ from mdeq_jax.models.language import Segment
 from mdeq_jax.runtime import devices
 from mdeq_jax.tasks import GenerationRequest, build_task
 from mdeq_jax.training import evaluate, generate, train_and_evaluate
+from tests.helpers.tiny import override
+from tests.helpers.toy_language import SIZES
 from tests.helpers.workdirs import final_variables, read_evaluations
 
 
@@ -199,6 +202,22 @@ def test_samples(trained):
     assert len(set(samples)) == 3 and generate(config, workdir, request).startswith(saved[:-1])
     costs = [float(n) for n in re.findall(r"takes ([\d.]+) evaluations of the cell", printed)]
     assert len(costs) == 3 and costs[0] < costs[1]
+
+
+@pytest.mark.slow
+def test_bytes_of_one_file_in_bfloat16(text, tmp_path):
+    """The config for enwik8, with a small network: both phases, evaluation and samples."""
+    (tmp_path / "enwik8").write_bytes(text.read_bytes())
+    fields = {**SIZES, "data.data_dir": str(tmp_path), "data.segment_length": 8}
+    fields |= {"train.batch_size": 8, "train.epochs": 1.0, "train.warmup_steps": 5}
+    fields |= {"train.pretrain_steps": 20, "eval.batch_size": 4, "log.convergence_plot": False}
+    config, workdir = override(enwik8_small.get_config(), fields), tmp_path / "run"
+    metrics = train_and_evaluate(config, workdir)
+    assert config.precision == "bfloat16" and metrics["eval/bits_per_character"] < np.log2(17)
+    printed = generate(config, workdir, GenerationRequest(20, prompt="the c"))
+    assert "evaluations of the cell" in printed and "Without the memory" in printed
+    config.data.eval_split = "test"
+    assert evaluate(config, workdir)["eval/examples"] == len(load_dataset(config.data).eval) - 1
 
 
 @pytest.mark.parametrize(
