@@ -61,7 +61,7 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], config: "ConfigDict
 def convert(
     state_dict: Mapping[str, np.ndarray], config: "ConfigDict", *, allow_nonfinite: bool = False
 ) -> Conversion:
-    """Does what `convert_state_dict` does, and returns a report as well.
+    """Like `convert_state_dict`, but also returns a report.
 
     With `allow_nonfinite`, the report lists the tensors that are not finite in float32. Without it,
     they are an error.

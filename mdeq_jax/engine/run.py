@@ -33,7 +33,7 @@ from mdeq_jax.tree import PyTree
 
 
 class TrainingDiverged(FloatingPointError):
-    """Too many updates in a row were left out because their loss or gradient was not finite."""
+    """Too many updates in a row were skipped because their loss or gradient was not finite."""
 
 
 class _Window:

@@ -1,4 +1,4 @@
-"""A config again from the `config.json` of a work directory, as `--config` takes it too."""
+"""Reads a config from the `config.json` of a work directory, also for `--config`."""
 
 import json
 from pathlib import Path

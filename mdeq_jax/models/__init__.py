@@ -85,7 +85,7 @@ def build_model(config: "ConfigDict") -> nn.Module:
 def deploy(
     variables: Mapping, config: "ConfigDict", *, dtype: Any = None
 ) -> tuple[dict, "ConfigDict"]:
-    """The merged form of a trained network, which computes the same in evaluation mode.
+    """The merged form of a trained network, with the same outputs in evaluation mode.
 
     Args:
         variables: of the trained network, {"params": ..., "batch_stats": ...}; not changed.

@@ -83,7 +83,7 @@ class Family(NamedTuple):
 
 
 class EquilibriumModel(Protocol):
-    """What a Flax module offers whose output is read from a fixed point."""
+    """The interface of a Flax module whose output is read from a fixed point."""
 
     gradient: Callable[..., PyTree]
     apply: Callable[..., Any]  # of `flax.linen.Module`

@@ -1,4 +1,4 @@
-"""Root solvers for f(z) = z: batched, with a stopping rule a sample, inside `jit`.
+"""Batched root solvers for f(z) = z, which run inside `jit` and stop each sample separately.
 
 A solver is a function `(f, z0, *, max_steps, tol, stop_mode, step_budget, record_at, ...)` that
 returns a `Solution`. Its further keyword-only arguments are its options in `config.solver`.

@@ -1,4 +1,4 @@
-"""What a model is trained for: one row a task in `TASKS`, and `build_task`."""
+"""The tasks of models, one row each in `TASKS`, and `build_task`."""
 
 from mdeq_jax.extras import require_extra
 

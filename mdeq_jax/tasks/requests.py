@@ -23,7 +23,7 @@ class TrainedModel(NamedTuple):
 
 
 class GenerationRequest(NamedTuple):
-    """What `eval.py --generate` asks for.
+    """The arguments of `eval.py --generate`.
 
     Attributes:
         length: of each example.

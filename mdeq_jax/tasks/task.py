@@ -34,7 +34,7 @@ def solve_report(solution: Solution | None) -> dict[str, jax.Array]:
 
 
 class Task(abc.ABC):
-    """What a model is trained for.
+    """The objective of a model: its loss, metrics and predictions.
 
     A task is built from a config, and refuses settings that cannot work.
 
@@ -257,7 +257,7 @@ class Task(abc.ABC):
         return Review(f"The task {self.name} does not show its worst examples.")
 
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
-        """Predicts on examples without a truth, and writes the results into `workdir`.
+        """Predicts on unlabelled examples, and writes the results into `workdir`.
 
         Args:
             trained: the model.
