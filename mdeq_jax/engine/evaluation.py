@@ -83,7 +83,7 @@ def evaluate(
 def predict(
     config: ConfigDict, workdir: str | Path, source: str | Path, *, checkpoint: str = "latest"
 ) -> str:
-    """Predicts on unlabelled examples, and writes the results into `workdir`.
+    """Predicts on new examples, and writes the results into `workdir`.
 
     Args:
         config: a config of the same architecture.

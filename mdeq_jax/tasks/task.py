@@ -257,7 +257,7 @@ class Task(abc.ABC):
         return Review(f"The task {self.name} does not show its worst examples.")
 
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
-        """Predicts on unlabelled examples, and writes the results into `workdir`.
+        """Predicts on new examples, and writes the results into `workdir`.
 
         Args:
             trained: the model.
