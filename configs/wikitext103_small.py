@@ -4,6 +4,10 @@ It trains on the 217,646 validation tokens and is evaluated on the 245,569 test 
 the validation split lacks are <unk>, which makes the test easier than the usual one: do not compare
 with published figures. It is for comparing models with each other.
 
+Result: perplexity 317 and 362 on the test words (seeds 0 and 1) with 2 % of the solves not
+    converged; 347 and 370 for the explicit network of the second command.
+Cost: 2,635,981 parameters; 1,065 steps of 16 segments of 64 words.
+
     python train.py --config=configs/wikitext103_small.py --config.data.data_dir=DIR
     python train.py --config=configs/wikitext103_small.py --config.data.data_dir=DIR \\
         --config.model.name=transformer --config.train.pretrain_steps=0 --workdir=runs/explicit
