@@ -31,7 +31,7 @@ from benchmarks.roofline import PEAKS
 from benchmarks.train_step import NUM_STEPS, STEPS_PER_EPOCH, memory
 from benchmarks.workload import forced_by_flags, random_batch, random_network
 from mdeq_jax import hardware
-from mdeq_jax.engine.state import build_optimizer, init_state
+from mdeq_jax.engine.state import build_optimizer, state_shapes
 from mdeq_jax.engine.step import make_eval_step, make_train_step, training_config
 from mdeq_jax.models import build_model
 from mdeq_jax.parallel import BATCH_AXIS
@@ -90,7 +90,7 @@ def compile_training(config, batch_size: int, mesh):
     optimizer = build_optimizer(config.train, NUM_STEPS)
     model = build_model(training_config(config))
     step = make_train_step(model, optimizer, build_task(config), config, STEPS_PER_EPOCH)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, build_task(config), config))
+    state = state_shapes(model, optimizer, build_task(config), config)
     batch = jax.eval_shape(lambda: random_batch(config, batch_size))
     return _compile(
         lambda state, batch: step(state, (), batch, False), mesh, state, batch, donate_argnums=0

@@ -14,7 +14,8 @@ from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.engine.prepare import prepare
 from mdeq_jax.engine.report import describe_evaluation
 from mdeq_jax.engine.run import TrainingRun
-from mdeq_jax.engine.state import TrainState, build_optimizer, init_state
+from mdeq_jax.engine.state import TrainState, build_optimizer, init_state, state_shapes
+from mdeq_jax.engine.train_program import TrainProgram
 from mdeq_jax.engine.validate import check_evaluation, check_training
 from mdeq_jax.engine.warm_start import start_from_checkpoint
 from mdeq_jax.engine.workdir import (
@@ -69,19 +70,25 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     evaluator = Evaluator(model, task, dataset, config)
     check_writable(workdir)
 
-    state = init_state(model, optimizer, task, config)
-    _announce(config, workdir, task, dataset, state, num_steps)
+    shapes = state_shapes(model, optimizer, task, config)
+    _announce(config, workdir, task, dataset, shapes, num_steps)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
         best = stack.enter_context(Checkpoints(workdir, folder=BEST, keep=1))
         flag = stack.enter_context(InterruptFlag())
+        done = checkpoints.latest_step() or 0
+        if done:
+            check_resumable(workdir, config)
+        program = stack.enter_context(TrainProgram(config, task, optimizer, loader))
+        program.compile_early(shapes, done, num_steps)
+        state = init_state(model, optimizer, task, config)
         carry = task.initial_carry(model, config.train.batch_size)
         state, carry = _start(config, workdir, (state, carry), loader, checkpoints, num_steps)
         write_config(workdir, config)
         if hosts.is_primary():
             dataset.save_to(workdir)
         run = TrainingRun(
-            config, workdir, num_steps, loader, task, optimizer, evaluator, checkpoints, best
+            config, workdir, num_steps, loader, task, program, evaluator, checkpoints, best
         )
         state, metrics = run.train(state, hosts.own_rows(carry), flag)
     if metrics is None:  # it had ended before
@@ -148,7 +155,6 @@ def _start(
         log("Starting from the network in the work directory, with a fresh optimiser.")
         return state.starting_from(variables), carry
     if newest is not None:
-        check_resumable(workdir, config)
         state, data_state = checkpoints.restore(state)
         loader.set_state(data_state)
         log(f"Resuming from step {int(state.step):,} of {num_steps:,}.")

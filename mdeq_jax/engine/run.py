@@ -1,19 +1,16 @@
 """The loop over training steps, and what happens every so many of them."""
 
-import contextlib
 import time
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mdeq_jax.data import Prefetcher, TrainLoader
 from mdeq_jax.engine.checkpoint import Checkpoints
-from mdeq_jax.engine.compile_time import announced
 from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.engine.report import (
     describe_evaluation,
@@ -23,9 +20,9 @@ from mdeq_jax.engine.report import (
 )
 from mdeq_jax.engine.schedules import learning_rate
 from mdeq_jax.engine.state import TrainState
-from mdeq_jax.engine.step import Report, make_train_step, training_config
+from mdeq_jax.engine.step import Report
+from mdeq_jax.engine.train_program import TrainProgram
 from mdeq_jax.engine.writers import MetricsWriter
-from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.runtime.interrupt import Interrupted, InterruptFlag
 from mdeq_jax.tasks import Task
@@ -71,12 +68,12 @@ class TrainingRun:
         num_steps: int,
         loader: TrainLoader,
         task: Task,
-        optimizer: optax.GradientTransformation,
+        program: TrainProgram,
         evaluator: Evaluator,
         checkpoints: Checkpoints,
         best: Checkpoints,
     ):
-        """Prepares the step; nothing is compiled yet.
+        """Prepares the run.
 
         Args:
             config: the whole config.
@@ -84,21 +81,17 @@ class TrainingRun:
             num_steps: of the whole training.
             loader: at the position of the state that `train` is given.
             task: of `build_task`.
-            optimizer: of `build_optimizer`.
+            program: takes the steps.
             evaluator: of the evaluation split.
             checkpoints: the newest ones.
             best: the best one by the task's primary metric.
         """
         self._config, self._workdir, self._num_steps = config, workdir, num_steps
         self._loader, self._task, self._evaluator = loader, task, evaluator
-        self._checkpoints, self._best = checkpoints, best
-        model = build_model(training_config(config))
-        step = make_train_step(model, optimizer, task, config, loader.steps_per_epoch)
-        self._train_step = devices.pmap(step, static_argnums=(3,), donate_argnums=(0, 1))
+        self._checkpoints, self._best, self._program = checkpoints, best, program
         self._rate = learning_rate(config.train, num_steps)
         self._eval_every = self._every(config.eval.every_epochs)
         self._save_every = self._every(config.checkpoint.every_epochs)
-        self._compiled = set()  # phases whose step has been called
 
     def _every(self, epochs: float | None) -> int:
         """Steps in this many epochs, at least one; None: more than there are."""
@@ -180,15 +173,9 @@ class TrainingRun:
     def _take_step(self, step: int, batch: dict) -> None:
         """Starts a step on the devices."""
         pretraining = step <= self._config.train.pretrain_steps
-        phase = "pretraining" if pretraining else "training"
-        first = contextlib.nullcontext()
-        if phase not in self._compiled:
-            self._compiled.add(phase)
-            first = announced(phase, self._state.variables, self._config)
-        with first:
-            self._state, self._carry, report = self._train_step(
-                self._state, self._carry, batch, pretraining
-            )
+        self._state, self._carry, report = self._program(
+            self._state, self._carry, batch, pretraining
+        )
         self._pending.append(report)
 
     def _collect(self, keep: int, bar: tqdm) -> None:

@@ -17,6 +17,7 @@ from mdeq_jax.kernels.launch import enabled
 EPS = 1e-5
 
 
+@jax.named_scope("group_norm")  # for profiles
 def group_norm(
     x: jax.Array,
     num_groups: int,

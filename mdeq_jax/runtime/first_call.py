@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,17 +72,23 @@ def cache_folder() -> Path | None:
     return Path(folder) if folder and config.jax_enable_compilation_cache else None
 
 
-@functools.cache
 def _events() -> dict[str, float]:
-    """Counts of JAX's cache events and sums of their durations, from the first call on."""
-    events: dict[str, float] = collections.defaultdict(float)
+    """Counts of this thread's cache events in JAX and sums of their durations, from a call on."""
+    return _events_by_thread()[threading.get_ident()]
+
+
+@functools.cache
+def _events_by_thread() -> collections.defaultdict[int, collections.defaultdict[str, float]]:
+    events: collections.defaultdict = collections.defaultdict(
+        lambda: collections.defaultdict(float)
+    )
 
     def count(event: str, **_) -> None:
-        events[event] += 1
+        events[threading.get_ident()][event] += 1
 
     def add(event: str, duration_secs: float, **_) -> None:
         if event == _SAVED:
-            events[event] += duration_secs
+            events[threading.get_ident()][event] += duration_secs
 
     jax.monitoring.register_event_listener(count)
     jax.monitoring.register_event_duration_secs_listener(add)

@@ -151,3 +151,36 @@ def test_kernels_are_told_apart():
         ["elementwise", "0", "0.50", "10%"],
         ["all", "2", "5.00", "100%"],
     ]
+
+
+def test_shares_of_a_profile():
+    def kernel(name, start, end, operation=""):
+        event = {"ph": "X", "pid": 1, "name": name, "ts": start, "dur": end - start}
+        return {**event, "args": {"hlo_op": operation}}
+
+    process = {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}}
+    trace = {
+        "traceEvents": [
+            process,
+            kernel("sm90_xmma_fprop_implicit_gemm_f32f32", 0, 4000),
+            kernel("input_reduce_fusion", 4040, 6000, "input_reduce_fusion"),
+            kernel("_normalize_1", 6000, 7000),
+            kernel("loop_add_fusion", 6500, 7000, "loop_add_fusion"),  # at the same time
+            kernel("sm90_xmma_dgrad_implicit_gemm_f32f32", 9000, 11000),  # the next step
+        ]
+    }
+    program = """ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  %loop_add_fusion = f32[2]{0} add(%x, %x), metadata={op_name="jit(f)/add"}
+  %input_reduce_fusion = f32[2]{0} add(%x, %x), metadata={op_name="jit(f)/group_norm/add"}
+}"""
+    norms = gpu_profile.group_norms(program)
+    assert norms == {"input_reduce_fusion"}
+    text = gpu_profile.shares(trace, 2, norms)
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+    assert cells == [
+        ["convolutions", "3.00", "63%"],
+        ["group norms", "1.48", "31%"],
+        ["everything else", "0.25", "5%"],
+        ["gaps between kernels", "0.02", "0%"],
+    ]

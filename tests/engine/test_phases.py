@@ -17,8 +17,8 @@ MAPPED = "Finished XLA compilation of jit(_fun)"  # a mapped step, not the log's
 
 
 def test_each_phase_is_compiled_once(tiny_config, tmp_path, monkeypatch, caplog, capsys):
-    """Not again for another limit, mask or draw; and each first call is announced."""
-    compiled = []  # number of programs at the start of each step
+    """Not again for another limit, mask or draw; and each compilation is announced."""
+    compiled = []  # number of programs at the start of each step, as two threads compile them
 
     class Counting(Prefetcher):
         def __next__(self):
@@ -41,14 +41,18 @@ def test_each_phase_is_compiled_once(tiny_config, tmp_path, monkeypatch, caplog,
             "log.every_steps": 2,
         }
     )
-    with jax.log_compiles():
+    jax.config.update("jax_log_compiles", True)
+    try:
         metrics = train_and_evaluate(config, tmp_path)
-    first_steps = [1, config.train.pretrain_steps + 1]
-    changes = enumerate(np.diff(compiled), start=1)
-    assert [step for step, count in changes if count] == first_steps
-    phases = [line["phase"] for line in read_metrics(tmp_path)]
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    done = config.train.pretrain_steps + 1  # one step of each phase
+    assert compiled[done] >= 2 and set(compiled[done:]) == {compiled[done]}
+    lines = read_metrics(tmp_path)
+    phases = [line["phase"] for line in lines]
     assert phases == ["pretraining", *["equilibrium"] * 5]
-    assert metrics["train/jacobian_loss"] > 0 and np.isfinite(metrics["train/loss"])
+    assert max(line["train/jacobian_loss"] for line in lines) > 0
+    assert np.isfinite(metrics["train/loss"])
     assert metrics["train/backward_nfe"] == 1
     assert metrics["eval/nfe"] == 6  # the random limit is of training alone
     out = capsys.readouterr().out

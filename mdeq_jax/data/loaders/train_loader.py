@@ -93,6 +93,11 @@ class TrainLoader:
         self._step += 1
         return batch
 
+    def batch_shapes(self) -> dict[str, np.ndarray]:
+        """Returns arrays of the shapes and types of every batch; the next one stays the next."""
+        batch, _ = self._make_batch(0)
+        return batch
+
     def get_state(self) -> dict:
         """Returns a JSON-serialisable dict, the same on every process."""
         return {"step": self._step, **self._identity}

@@ -1,0 +1,114 @@
+"""The training step as a run calls it: mapped over the devices, compiled before its first call."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Self
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from mdeq_jax.data import TrainLoader
+from mdeq_jax.engine.compile_time import announced
+from mdeq_jax.engine.state import TrainState
+from mdeq_jax.engine.step import Report, make_train_step, training_config
+from mdeq_jax.models import build_model
+from mdeq_jax.runtime import devices
+from mdeq_jax.runtime.in_background import InBackground
+from mdeq_jax.tasks import Task
+from mdeq_jax.tree import PyTree
+
+
+class TrainProgram:
+    """The training step of both phases, of which each is one compiled program.
+
+    On CPUs and TPUs a thread traces and compiles them from shapes alone, the first phase first,
+    while this one initialises the network and prepares the run. GPUs compile at the first call:
+    XLA times its algorithms, and nothing else should run then. With several hosts JAX has no other
+    way than the first call.
+
+    Use it as a context manager: leaving waits for a program that is being compiled.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        task: Task,
+        optimizer: optax.GradientTransformation,
+        loader: TrainLoader,
+    ):
+        """Prepares the step; nothing is compiled yet.
+
+        Args:
+            config: the whole config.
+            task: of `build_task`.
+            optimizer: of `build_optimizer`.
+            loader: whose batches the step takes.
+        """
+        self._config, self._task, self._loader = config, task, loader
+        self._model = build_model(training_config(config))
+        step = make_train_step(self._model, optimizer, task, config, loader.steps_per_epoch)
+        self._mapped = devices.pmap(step, static_argnums=(3,), donate_argnums=(0, 1))
+        self._programs = InBackground({})
+        self._called = set()  # phases
+
+    def compile_early(self, state: TrainState, first_step: int, num_steps: int) -> None:
+        """Starts to compile the phases of the steps to come, where that is possible.
+
+        Args:
+            state: shapes and types, of one device.
+            first_step: steps that are done already.
+            num_steps: of the whole training.
+        """
+        if jax.process_count() > 1 or jax.default_backend() == "gpu":
+            return
+        pretrain_steps = self._config.train.pretrain_steps
+        phases = []
+        if first_step < min(pretrain_steps, num_steps):
+            phases.append(True)
+        if max(first_step, pretrain_steps) < num_steps:
+            phases.append(False)
+        self._programs = InBackground(
+            {phase: partial(self._compile, state, phase) for phase in phases}
+        )
+
+    def _compile(self, state: TrainState, pretraining: bool) -> Callable:
+        with announced(_name(pretraining), state.variables, self._config):
+            return self._mapped.lower(*self._shapes(state), pretraining).compile()
+
+    def _shapes(self, state: TrainState) -> tuple[TrainState, PyTree, dict]:
+        """Shapes and types of the arguments, with the axis of the local devices."""
+        count, size = jax.local_device_count(), self._config.train.batch_size
+        carry = jax.eval_shape(lambda: self._task.initial_carry(self._model, size))
+        batch = self._loader.batch_shapes()
+
+        def for_each(shape, dtype):
+            return jax.ShapeDtypeStruct((count, *shape), jax.dtypes.canonicalize_dtype(dtype))
+
+        def split(x):
+            return for_each((x.shape[0] // count, *x.shape[1:]), x.dtype)
+
+        state = jax.tree.map(lambda x: for_each(x.shape, x.dtype), state)
+        return state, jax.tree.map(split, carry), jax.tree.map(split, batch)
+
+    def __call__(
+        self, state: TrainState, carry: PyTree, batch: dict, pretraining: bool
+    ) -> tuple[TrainState, PyTree, Report]:
+        """Starts a step on the devices; see `make_train_step`. `state` and `carry` are donated."""
+        if pretraining in self._programs:
+            return self._programs.result(pretraining)(state, carry, batch)
+        if pretraining in self._called:
+            return self._mapped(state, carry, batch, pretraining)
+        self._called.add(pretraining)
+        with announced(_name(pretraining), state.variables, self._config):
+            return self._mapped(state, carry, batch, pretraining)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_):
+        self._programs.__exit__()
+
+
+def _name(pretraining: bool) -> str:
+    return "pretraining" if pretraining else "training"
