@@ -121,13 +121,20 @@ def _solved_anew(
     tokens = np.concatenate([np.broadcast_to(prompt, (batch, len(prompt))), result.tokens], axis=1)
     model: Any = trained.model
     length = min(tokens.shape[1] - 1, _segment_length(trained))
-    solve = jax.jit(lambda variables, window: model.apply(variables, window).solution.nfe)
+
+    @jax.jit
+    def solve(variables, window):
+        out = model.apply(variables, window)
+        # What a draw needs, so that the time is comparable with that of `generate`.
+        last = out.logits.replace(hidden=out.logits.hidden[:, -1:])
+        return out.solution.nfe, last.log_probs()
+
     variables, costs = jax.device_put(trained.variables), []
     ends = range(tokens.shape[1] - 1, length - 1, -1)[:MAX_COMPARED]
     windows = [tokens[:, end - length : end].astype(np.int32) for end in ends]
     jax.block_until_ready(solve(variables, windows[0]))  # compiles
     clock = time.perf_counter()
-    costs = jax.device_get([solve(variables, window) for window in windows])
+    costs = jax.device_get([solve(variables, window)[0] for window in windows])
     seconds = (time.perf_counter() - clock) / len(windows)
     return (
         f"Without the memory, each {vocabulary.unit} takes {np.mean(costs):.1f} evaluations of the "
