@@ -13,6 +13,7 @@ import collections
 import gzip
 import json
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -129,6 +130,8 @@ def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
         record(take, folder)
     trace = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))
     program = gzip.decompress((folder / "program.txt.gz").read_bytes()).decode()
+    if not kernels_of(trace):
+        sys.exit("The trace has no kernels of a GPU: run this on one.")
     print(table(trace, STEPS))
     print(shares(trace, STEPS, group_norms(program)))
 
