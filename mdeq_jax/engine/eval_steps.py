@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from mdeq_jax import hardware
 from mdeq_jax.engine.compile_time import announced
 from mdeq_jax.engine.step import make_eval_step
-from mdeq_jax.engine.stream import StreamStep, check_stream, num_slots, why_not
+from mdeq_jax.engine.stream import StreamStep
 from mdeq_jax.runtime import devices
 from mdeq_jax.solvers import Status
 from mdeq_jax.tasks import Task
+from mdeq_jax.tasks.stream_settings import check_stream, num_slots, why_not
 from mdeq_jax.tree import PyTree
 
 # Share of the evaluations of f that must be idle, as a slot's step costs a little more.
@@ -49,7 +50,8 @@ class EvalSteps:
         self._config, choice = config, config.eval.continuous_batching
         self._stream, self._idle = None, None
         if choice != "off" and not why_not(task, config):
-            self._stream = StreamStep(model, task, num_slots(config, batch_size))
+            share = batch_size // jax.device_count()
+            self._stream = StreamStep(model, task, num_slots(config, share))
         self._streams = choice == "on"
         # Measured on CPUs only. Several hosts could decide differently.
         if choice == "auto" and hardware.target().platform == "cpu" and jax.process_count() == 1:

@@ -6,15 +6,17 @@ from itertools import islice
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from mdeq_jax.data import Dataset, load_dataset
 from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.unlabelled import list_folder, read_for_evaluation
+from mdeq_jax.models import ModelOutput
 from mdeq_jax.solvers import Solution, Status
+from mdeq_jax.tasks.continuous_batching import ContinuousBatching, infer_in_order
 from mdeq_jax.tasks.requests import TrainedModel
+from mdeq_jax.tasks.stream_settings import slots_for
 from mdeq_jax.tasks.task import Task
 
 COLUMNS = ("file", "class", "name", "probability", "solver_steps", "rel_residual", "converged")
@@ -46,35 +48,58 @@ def predict_classes(task: Task, trained: TrainedModel, folder: str | Path, outpu
     dataset = load_dataset(config.data)
     task.check_data(dataset)
     paths = list_folder(folder)
+    names, examples = [], _readable(paths, dataset, config.data.on_error)
     batch_size = min(config.eval.batch_size or config.train.batch_size, len(paths))
-
-    @jax.jit
-    def predict(images):
-        out = task.infer(trained.model, trained.variables, images)
-        return jax.nn.softmax(out.logits), _of_the_solve(out.solution)
-
-    count, examples = 0, _readable(paths, dataset, config.data.on_error)
+    batches = _batches(examples, batch_size, names)
     with output.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        while batch := list(islice(examples, batch_size)):
-            images = np.stack([image for _, image in batch])
-            padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-            results = jax.device_get(predict(jnp.asarray(np.pad(images, padding))))
-            for i, (path, _) in enumerate(batch):
-                probabilities, solve = jax.tree.map(lambda x, i=i: x[i], results)
-                best = int(np.argmax(probabilities))
-                writer.writerow(
-                    (
-                        path.relative_to(folder),
-                        best,
-                        dataset.class_names[best],
-                        f"{probabilities[best]:.6f}",
-                        *_columns(solve),
-                    )
+        for i, result in enumerate(_results(task, trained, batches, batch_size, len(paths))):
+            probabilities, solve = result
+            best = int(np.argmax(probabilities))
+            writer.writerow(
+                (
+                    names[i].relative_to(folder),
+                    best,
+                    dataset.class_names[best],
+                    f"{probabilities[best]:.6f}",
+                    *_columns(solve),
                 )
-            count += len(batch)
-    return count
+            )
+    return len(names)
+
+
+def _batches(
+    examples: Iterator[tuple[Path, np.ndarray]], batch_size: int, names: list[Path]
+) -> Iterator[dict]:
+    """Padded batches; the paths of their images are added to `names`."""
+    while batch := list(islice(examples, batch_size)):
+        names.extend(path for path, _ in batch)
+        images = np.stack([image for _, image in batch])
+        padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
+        mask = np.arange(batch_size) < len(batch)
+        yield {"image": np.pad(images, padding), "mask": mask.astype(np.float32)}
+
+
+def _results(
+    task: Task, trained: TrainedModel, batches: Iterator[dict], batch_size: int, count: int
+) -> Iterator[tuple]:
+    """Probabilities and solve of each image in turn."""
+    model, variables = trained.model, jax.device_put(trained.variables)
+
+    def summary(out: ModelOutput):
+        return jax.nn.softmax(out.logits), _of_the_solve(out.solution)
+
+    slots = slots_for(task, trained.config, batch_size, count)
+    if slots is not None:
+        batching = ContinuousBatching(model, task, slots)
+        yield from infer_in_order(batching, variables, batches, summary)
+        return
+    predict = jax.jit(lambda images: summary(task.infer(model, variables, images)))
+    for batch in batches:
+        results = jax.device_get(predict(batch["image"]))
+        for row in np.flatnonzero(batch["mask"]):
+            yield jax.tree.map(lambda x, row=row: x[row], results)
 
 
 def _of_the_solve(solution: Solution | None) -> tuple:

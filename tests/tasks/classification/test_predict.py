@@ -17,10 +17,11 @@ from tests.helpers.tiny import SINGLE_SCALE
 COUNT = 20
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_config):
-    """A network as it was initialised."""
-    config = tiny_config({**SINGLE_SCALE, "eval.batch_size": COUNT})
+@pytest.fixture(scope="module", params=["off", "on"])
+def trained(request, tiny_config):
+    """A network as it was initialised; one image at a time makes room for the next, or none."""
+    batching = {"eval.continuous_batching": request.param, "eval.slots": 3}
+    config = tiny_config({**SINGLE_SCALE, "eval.batch_size": 8, **batching})
     model = build_model(config)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     return TrainedModel(config, model, jax.device_get(variables), 0)
