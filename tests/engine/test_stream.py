@@ -1,5 +1,10 @@
 """Continuous batching of an evaluation: the same numbers, and when it is chosen."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -83,3 +88,19 @@ def test_settings_that_cannot_work(fields, message, tiny_config, network):
     model, task, _ = network
     with pytest.raises(ValueError, match=message):
         EvalSteps(model, task, tiny_config(fields), 120)
+
+
+@pytest.mark.slow
+def test_four_devices_each_have_a_queue():
+    """The same numbers in a process with four simulated devices."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    test = f"{__file__}::test_an_evaluation_has_the_same_numbers"
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-q", test],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "1 passed" in result.stdout, result.stdout[-3000:]
