@@ -12,6 +12,7 @@ the operating system. On a GPU the original's is PyTorch's count of allocated by
 project's is XLA's plan of the compiled program.
 """
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -210,6 +211,8 @@ def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
     del argv
     if values.repo is None:
         sys.exit(HOW_TO)
+    if importlib.util.find_spec("torch") is None:
+        sys.exit(f"The clone needs PyTorch, which is not installed.\n\n{HOW_TO}")
     if jax.device_count() > 1:
         sys.exit("One device is compared: choose it with CUDA_VISIBLE_DEVICES.")
     config = forced(

@@ -1,5 +1,6 @@
 """The benchmark of a clone of the original, on a stub with the original's interface."""
 
+import importlib.util
 import sys
 import types
 
@@ -217,3 +218,9 @@ def test_without_a_clone_it_says_how_to_get_one(run, arguments, tmp_path):
         run(original, arguments)
     with pytest.raises(SystemExit, match=r"not a clone of the original: no .*mdeq\.py(.|\n)*git"):
         run(original, [*arguments, "--batch=2", f"--repo={tmp_path}"])
+
+
+def test_without_pytorch_it_says_what_to_install(monkeypatch, run, arguments, clone):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"needs PyTorch(.|\n)*pip install torch"):
+        run(original, [*arguments, f"--repo={clone}"])
