@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks.report import markdown
-from mdeq_jax.engine.state import build_optimizer, init_state
+from mdeq_jax.engine.state import build_optimizer, state_shapes
 from mdeq_jax.engine.step import make_train_step, training_config
 from mdeq_jax.models import build_model, family_of
 from mdeq_jax.parallel import BATCH_AXIS
@@ -59,7 +59,7 @@ def compile_step(config: ConfigDict, batch_size: int) -> Any:
     optimizer, task = build_optimizer(config.train, NUM_STEPS, shared), build_task(config)
     model = build_model(training_config(config))
     step = make_train_step(model, optimizer, task, config, STEPS_PER_EPOCH)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, task, config))
+    state = state_shapes(model, optimizer, task, config)
     return _compile(
         lambda state, carry, batch: step(state, carry, batch, False)[:2],
         (state, *_inputs(config, model, task, batch_size)),
