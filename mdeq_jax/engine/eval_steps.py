@@ -14,13 +14,10 @@ from mdeq_jax.engine.compile_time import announced
 from mdeq_jax.engine.step import make_eval_step
 from mdeq_jax.engine.stream import StreamStep
 from mdeq_jax.runtime import devices
-from mdeq_jax.solvers import Status
 from mdeq_jax.tasks import Task
+from mdeq_jax.tasks.idle_time import IdleTime
 from mdeq_jax.tasks.stream_settings import check_stream, num_slots, why_not
 from mdeq_jax.tree import PyTree
-
-# Share of the evaluations of f that must be idle, as a slot's step costs a little more.
-LEAST_IDLE = 0.15
 
 
 class EvalSteps:
@@ -99,32 +96,6 @@ class EvalSteps:
             return contextlib.nullcontext()
         self._called.add(step)
         return announced("evaluation", replicated_variables, self._config)
-
-
-class IdleTime:
-    """How much of the time of batches is spent on samples that are finished."""
-
-    def __init__(self):
-        self._seconds, self._shares = [], []
-
-    def add(self, seconds: float, rows: dict) -> None:
-        """Counts a batch.
-
-        Args:
-            seconds: that its call took, the first one with its compilation.
-            rows: of `make_eval_step`, on the host.
-        """
-        needed = np.where(rows["status"] == Status.CONVERGED, rows["steps"] + 1, rows["nfe"])
-        self._seconds.append(seconds)
-        self._shares.append(1 - np.sum(needed * rows["mask"]) / np.sum(rows["nfe"]))
-
-    def is_worth_compiling(self, num_batches: int) -> bool:
-        """Whether an evaluation of so many batches is idle for longer than a program compiles."""
-        if len(self._seconds) < 2:
-            return False
-        batch, share = np.median(self._seconds[1:]), np.mean(self._shares)
-        compiling = self._seconds[0] - batch
-        return bool(share > LEAST_IDLE and share * batch * num_batches > compiling)
 
 
 def _to_host(sums: dict, rows: dict) -> tuple[dict, dict]:

@@ -10,7 +10,6 @@ from mdeq_jax.tasks.task import Task
 CHOICES = ("auto", "on", "off")
 # Slots of each device on CPUs, which are as fast with them as with larger batches.
 CPU_SLOTS = 16
-EXAMPLES_A_SLOT = 4  # with fewer the slots are rarely all in use
 
 
 def num_slots(config: ConfigDict, batch_size: int) -> int:
@@ -31,20 +30,19 @@ def why_not(task: Task, config: ConfigDict) -> str:
     return ""
 
 
-def slots_for(task: Task, config: ConfigDict, batch_size: int, num_examples: int) -> int | None:
-    """Slots for a prediction of so many examples; None: a batch at a time.
-
-    "auto" takes continuous batching on CPUs if each slot sees several examples.
+def slots_for(task: Task, config: ConfigDict, batch_size: int) -> int | None:
+    """Slots for a prediction; None: always a batch at a time, which "auto" is except on CPUs.
 
     Raises:
         ValueError: see `check_stream`.
     """
     check_stream(task, config)
-    choice, slots = config.eval.continuous_batching, num_slots(config, batch_size)
+    choice = config.eval.continuous_batching
     if choice == "off" or why_not(task, config):
         return None
-    few = num_examples < EXAMPLES_A_SLOT * slots or hardware.target().platform != "cpu"
-    return None if choice == "auto" and few else slots
+    if choice == "auto" and hardware.target().platform != "cpu":
+        return None
+    return num_slots(config, batch_size)
 
 
 def check_stream(task: Task, config: ConfigDict) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from mdeq_jax.data import load_dataset
-from mdeq_jax.engine.eval_steps import EvalSteps, IdleTime
+from mdeq_jax.engine.eval_steps import EvalSteps
 from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices
 from mdeq_jax.solvers import Status
 from mdeq_jax.tasks import build_task
+from mdeq_jax.tasks.idle_time import IdleTime
 from tests.helpers.tiny import SINGLE_SCALE
 
 SAME = ("accuracy", "loss", "examples", "steps", "rel_residual", "rel_residual_max", "unconverged")

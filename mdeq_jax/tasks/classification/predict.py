@@ -1,11 +1,13 @@
 """Classes of the images in a folder, as a CSV file."""
 
 import csv
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -15,6 +17,7 @@ from mdeq_jax.data.vision.unlabelled import list_folder, read_for_evaluation
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.solvers import Solution, Status
 from mdeq_jax.tasks.continuous_batching import ContinuousBatching, infer_in_order
+from mdeq_jax.tasks.idle_time import IdleTime
 from mdeq_jax.tasks.requests import TrainedModel
 from mdeq_jax.tasks.stream_settings import slots_for
 from mdeq_jax.tasks.task import Task
@@ -90,29 +93,37 @@ def _results(
     def summary(out: ModelOutput):
         return jax.nn.softmax(out.logits), _of_the_solve(out.solution)
 
-    slots = slots_for(task, trained.config, batch_size, count)
-    if slots is not None:
-        batching = ContinuousBatching(model, task, slots)
-        yield from infer_in_order(batching, variables, batches, summary)
-        return
+    slots = slots_for(task, trained.config, batch_size)
     predict = jax.jit(lambda images: summary(task.infer(model, variables, images)))
-    for batch in batches:
+    streams, idle = trained.config.eval.continuous_batching == "on", IdleTime()
+    while not streams and (batch := next(batches, None)) is not None:
+        start = time.perf_counter()
         results = jax.device_get(predict(batch["image"]))
+        if slots:
+            steps, _, status, nfe = results[1]
+            rows = {"status": status, "steps": steps, "nfe": nfe, "mask": batch["mask"]}
+            idle.add(time.perf_counter() - start, rows)
+            streams = idle.is_worth_compiling(-(-count // batch_size))
         for row in np.flatnonzero(batch["mask"]):
             yield jax.tree.map(lambda x, row=row: x[row], results)
+    if streams and slots:
+        yield from infer_in_order(
+            ContinuousBatching(model, task, slots), variables, batches, summary
+        )
 
 
 def _of_the_solve(solution: Solution | None) -> tuple:
-    """What is reported of each sample's equilibrium; empty if there is none."""
+    """Steps, residual, status and evaluations of each sample; empty without an equilibrium."""
     if solution is None:
         return ()
-    return solution.steps, solution.rel_residual, solution.status
+    nfe = jnp.broadcast_to(solution.nfe, solution.steps.shape)
+    return solution.steps, solution.rel_residual, solution.status, nfe
 
 
 def _columns(solve: tuple) -> tuple:
     if not solve:
         return "", "", ""
-    steps, residual, status = solve
+    steps, residual, status, _ = solve
     return int(steps), f"{residual:.3e}", int(status == Status.CONVERGED)
 
 

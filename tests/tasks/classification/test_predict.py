@@ -12,14 +12,19 @@ import pytest
 from mdeq_jax.data import load_dataset
 from mdeq_jax.models import build_model
 from mdeq_jax.tasks import TrainedModel, build_task
+from mdeq_jax.tasks.idle_time import IdleTime
 from tests.helpers.tiny import SINGLE_SCALE
 
 COUNT = 20
 
 
-@pytest.fixture(scope="module", params=["off", "on"])
+@pytest.fixture(scope="module", params=["off", "on", "auto"])
 def trained(request, tiny_config):
     """A network as it was initialised; one image at a time makes room for the next, or none."""
+    if request.param == "auto":  # the second and later batches go on with slots
+        patch = pytest.MonkeyPatch()
+        request.addfinalizer(patch.undo)
+        patch.setattr(IdleTime, "is_worth_compiling", lambda self, _: True)
     batching = {"eval.continuous_batching": request.param, "eval.slots": 3}
     config = tiny_config({**SINGLE_SCALE, "eval.batch_size": 8, **batching})
     model = build_model(config)
