@@ -168,7 +168,9 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
             flip=False,  # segmentation: average with the mirrored image
             window=placeholder(tuple),  # segmentation: height, width; None: whole images
             stride=placeholder(tuple),  # segmentation: of the windows; None: 2/3 of them
-            warm_start=True,  # segmentation: --predict starts from the last frame's equilibrium
+            # segmentation: --predict starts from the last frame's equilibrium, unless
+            # continuous_batching is "on"
+            warm_start=True,
             spectral_radius_every_epochs=placeholder(float),  # of the cell's Jacobian; None: never
         )
     )

@@ -1,12 +1,11 @@
 """Continuous batching of a model's evaluation: see `mdeq_jax.solvers.stream`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mdeq_jax.implicit import FixedPointProblem
 from mdeq_jax.implicit.checked_cell import checked_cell
@@ -128,51 +127,6 @@ class ContinuousBatching:
         flat = jax.eval_shape(lambda z: ravel_batch(z)[0], problem.z0)
         like = jax.ShapeDtypeStruct((self._size, *flat.shape[1:]), flat.dtype)
         return stream.settings_of(self._model.f_solver, like)
-
-
-def infer_in_order(
-    batching: ContinuousBatching,
-    variables: dict,
-    batches: Iterable[dict],
-    summary: Callable[[ModelOutput], PyTree],
-) -> Iterator[PyTree]:
-    """Yields the summary of each example's output, on the host, in the order of the examples.
-
-    Args:
-        batching: compiled here, for one device.
-        variables: of the model.
-        batches: with "mask", on the host, all of one shape; padding comes last.
-        summary: outputs to a pytree of `[B, ...]` arrays.
-    """
-
-    @jax.jit
-    def step(flight, batch):
-        flight, done, out = batching.step(variables, flight, batch)
-        return flight, (done["mask"], done["index"], summary(out))
-
-    start, flight, begun, following, finished = jax.jit(batching.start), None, 0, 0, {}
-    for batch in _ended(batches):
-        size = len(batch["mask"])
-        numbered = {**batch, "index": begun + np.arange(size, dtype=np.int32)}
-        if flight is None:
-            flight = start(variables, numbered)
-        flight, left = step(flight, numbered)
-        begun += int(np.sum(batch["mask"]))
-        mask, index, results = jax.device_get(left)
-        for row in np.flatnonzero(mask):
-            finished[int(index[row])] = jax.tree.map(lambda x, row=row: x[row], results)
-        while following in finished:
-            yield finished.pop(following)
-            following += 1
-
-
-def _ended(batches: Iterable[dict]) -> Iterator[dict]:
-    """The batches, and one without examples."""
-    batch = None
-    for batch in batches:
-        yield batch
-    if batch is not None:
-        yield jax.tree.map(np.zeros_like, batch)
 
 
 def _split(x: PyTree, per_sample: list[bool]) -> tuple[list, Callable[[list], PyTree]]:

@@ -1,13 +1,11 @@
 """Classes of the images in a folder, as a CSV file."""
 
 import csv
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -16,10 +14,8 @@ from mdeq_jax.data.vision.decoding import ExampleError
 from mdeq_jax.data.vision.unlabelled import list_folder, read_for_evaluation
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.solvers import Solution, Status
-from mdeq_jax.tasks.continuous_batching import ContinuousBatching, infer_in_order
-from mdeq_jax.tasks.idle_time import IdleTime
+from mdeq_jax.tasks.batched_inference import BatchedInference, in_order
 from mdeq_jax.tasks.requests import TrainedModel
-from mdeq_jax.tasks.stream_settings import slots_for
 from mdeq_jax.tasks.task import Task
 
 COLUMNS = ("file", "class", "name", "probability", "solver_steps", "rel_residual", "converged")
@@ -57,8 +53,8 @@ def predict_classes(task: Task, trained: TrainedModel, folder: str | Path, outpu
     with output.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for i, result in enumerate(_results(task, trained, batches, batch_size, len(paths))):
-            probabilities, solve = result
+        results = in_order(_results(task, trained, batches, batch_size, len(paths)))
+        for i, (probabilities, solve) in enumerate(results):
             best = int(np.argmax(probabilities))
             writer.writerow(
                 (
@@ -77,53 +73,42 @@ def _batches(
 ) -> Iterator[dict]:
     """Padded batches; the paths of their images are added to `names`."""
     while batch := list(islice(examples, batch_size)):
+        index = len(names) + np.arange(batch_size)
         names.extend(path for path, _ in batch)
         images = np.stack([image for _, image in batch])
         padding = [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
         mask = np.arange(batch_size) < len(batch)
-        yield {"image": np.pad(images, padding), "mask": mask.astype(np.float32)}
+        yield {
+            "image": np.pad(images, padding),
+            "mask": mask.astype(np.float32),
+            "index": index.astype(np.int32),
+        }
 
 
 def _results(
     task: Task, trained: TrainedModel, batches: Iterator[dict], batch_size: int, count: int
-) -> Iterator[tuple]:
-    """Probabilities and solve of each image in turn."""
-    model, variables = trained.model, jax.device_put(trained.variables)
+) -> Iterator[dict[int, tuple]]:
+    """Probabilities and solve of the images that are finished, by their number."""
 
     def summary(out: ModelOutput):
         return jax.nn.softmax(out.logits), _of_the_solve(out.solution)
 
-    slots = slots_for(task, trained.config, batch_size)
-    predict = jax.jit(lambda images: summary(task.infer(model, variables, images)))
-    streams, idle = trained.config.eval.continuous_batching == "on", IdleTime()
-    while not streams and (batch := next(batches, None)) is not None:
-        start = time.perf_counter()
-        results = jax.device_get(predict(batch["image"]))
-        if slots:
-            steps, _, status, nfe = results[1]
-            rows = {"status": status, "steps": steps, "nfe": nfe, "mask": batch["mask"]}
-            idle.add(time.perf_counter() - start, rows)
-            streams = idle.is_worth_compiling(-(-count // batch_size))
-        for row in np.flatnonzero(batch["mask"]):
-            yield jax.tree.map(lambda x, row=row: x[row], results)
-    if streams and slots:
-        yield from infer_in_order(
-            ContinuousBatching(model, task, slots), variables, batches, summary
-        )
+    infer = BatchedInference(task, trained, summary, batch_size=batch_size, num_examples=count)
+    yield from map(infer, batches)
+    yield infer.finish()
 
 
 def _of_the_solve(solution: Solution | None) -> tuple:
-    """Steps, residual, status and evaluations of each sample; empty without an equilibrium."""
+    """Steps, residual and status of each sample; empty without an equilibrium."""
     if solution is None:
         return ()
-    nfe = jnp.broadcast_to(solution.nfe, solution.steps.shape)
-    return solution.steps, solution.rel_residual, solution.status, nfe
+    return solution.steps, solution.rel_residual, solution.status
 
 
 def _columns(solve: tuple) -> tuple:
     if not solve:
         return "", "", ""
-    steps, residual, status, _ = solve
+    steps, residual, status = solve
     return int(steps), f"{residual:.3e}", int(status == Status.CONVERGED)
 
 

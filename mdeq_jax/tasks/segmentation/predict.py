@@ -9,10 +9,11 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from mdeq_jax.data import IGNORE_LABEL, load_dataset
-from mdeq_jax.data.vision.frames import Frame, read_frames
+from mdeq_jax.data import IGNORE_LABEL, Dataset, load_dataset
+from mdeq_jax.data.vision.frames import Frame, Frames, read_frames
 from mdeq_jax.tasks.file_names import file_name
 from mdeq_jax.tasks.segmentation.confusion import scores
+from mdeq_jax.tasks.segmentation.many import segment_many
 from mdeq_jax.tasks.segmentation.pictures import Pictures
 from mdeq_jax.tasks.segmentation.segmenter import Prediction, Segmenter, denormalized
 from mdeq_jax.tasks.task import Task
@@ -65,12 +66,9 @@ def save_pictures(task: Task, segmenter: Segmenter, folder: str | Path) -> dict[
     pictures, classes = Pictures(folder, segmenter.classes), len(segmenter.classes)
     confusion, nfe = np.zeros((classes, classes), np.int64), []
     shown = set(np.linspace(0, dataset.num_eval - 1, SHEET_ROWS).astype(int).tolist())
-    for index in tqdm(range(dataset.num_eval), unit="image", dynamic_ncols=True):
-        batch, skipped = dataset.eval.make_batch(np.array([index]), (0, 0))
-        if skipped:
-            continue
-        image, truth = denormalized(batch["image"][0]), batch["label"][0]
-        prediction, _ = segmenter(image)
+    steps = segment_many(task, segmenter, _examples(dataset), dataset.num_eval)
+    bar = tqdm(steps, total=dataset.num_eval, unit="image", dynamic_ncols=True)
+    for (index, image, truth), prediction in bar:
         name = pictures.write(file_name(dataset.eval, index), image, prediction.classes)
         counted = truth != IGNORE_LABEL
         truths, predictions = truth[counted], prediction.classes[counted]
@@ -93,18 +91,34 @@ def save_pictures(task: Task, segmenter: Segmenter, folder: str | Path) -> dict[
     }
 
 
+def _examples(dataset: Dataset) -> Iterator[tuple[tuple[int, np.ndarray, np.ndarray], np.ndarray]]:
+    """Number, image and label of each readable evaluation example, and the image uint8 `[H, W, 3]`.
+
+    The label is `[H, W]`.
+    """
+    for index in range(dataset.num_eval):
+        batch, skipped = dataset.eval.make_batch(np.array([index]), (0, 0))
+        if not skipped:
+            image = denormalized(batch["image"][0])
+            yield (index, image, batch["label"][0]), image
+
+
 def predict_folder(
-    segmenter: Segmenter, source: str | Path, out_dir: str | Path
+    task: Task, segmenter: Segmenter, source: str | Path, out_dir: str | Path
 ) -> dict[str, float]:
     """Segments the pictures of a folder (and its subfolders), or the frames of a video.
 
     They are taken in the order of their names. With `eval.warm_start` each solve starts from the
     equilibrium of the picture before, if that has the same size. This is meant for the frames of
     one video, at one scale, without mirroring and windows. The first `COMPARED` of those are solved
-    from zero as well, to show the saving. With `data.on_error="skip"` damaged pictures are reported
-    and left out. Writes the files of `save_pictures`, and `predictions.csv` (`COLUMNS`).
+    from zero as well, to show the saving. With `eval.continuous_batching="on"`, or without
+    `eval.warm_start`, every picture starts from zero; see `segment_many`.
+
+    With `data.on_error="skip"` damaged pictures are reported and left out. Writes the files of
+    `save_pictures`, and `predictions.csv` (`COLUMNS`).
 
     Args:
+        task: of the config.
         segmenter: the trained network; the data themselves are not needed.
         source: a folder of JPEG and PNG files, or a video that OpenCV can read.
         out_dir: made if missing.
@@ -123,7 +137,8 @@ def predict_folder(
     pictures = Pictures(out_dir, segmenter.classes)
     shown = set(np.linspace(0, frames.num_frames - 1, SHEET_ROWS).astype(int).tolist())
     warm = config.eval.warm_start and segmenter.settings.single_pass
-    if config.eval.warm_start and segmenter.solves and not warm:
+    warm = warm and config.eval.continuous_batching != "on"
+    if config.eval.warm_start and segmenter.solves and not segmenter.settings.single_pass:
         logging.warning(
             "Every picture is solved from zero: eval.warm_start takes one scale, without "
             "eval.flip and eval.window."
@@ -132,7 +147,10 @@ def predict_folder(
     with (Path(out_dir) / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        steps = predict_all(segmenter, frames.frames, warm)
+        if warm:
+            steps = predict_all(segmenter, frames.frames)
+        else:
+            steps = _from_zero(task, segmenter, frames)
         bar = tqdm(steps, total=frames.num_frames, unit="image", dynamic_ncols=True)
         for index, (frame, prediction, start, cold) in enumerate(bar):
             name = pictures.write(frame.name, frame.image, prediction.classes)
@@ -184,14 +202,15 @@ def _mean(values: list[float]) -> float:
 
 
 def predict_all(
-    segmenter: Callable, frames: Iterator[Frame], warm: bool
+    segmenter: Callable, frames: Iterator[Frame]
 ) -> Iterator[tuple[Frame, Prediction, tuple | None, Prediction | None]]:
-    """Segments pictures one after the other.
+    """Segments pictures one after the other, each from the equilibrium of the one before.
+
+    Pictures of another size than the one before start from zero.
 
     Args:
         segmenter: a `Segmenter`.
         frames: what to segment.
-        warm: start each solve from the last equilibrium, where that is of the same size.
 
     Yields:
         The picture, its prediction, what that started from (None: zero), and for the first
@@ -199,12 +218,19 @@ def predict_all(
     """
     z_star, size, compared = None, None, itertools.count()
     for frame in frames:
-        start = z_star if warm and frame.image.shape == size else None
+        start = z_star if frame.image.shape == size else None
         prediction, z_star = segmenter(frame.image, start)
         size, cold = frame.image.shape, None
         if start is not None and next(compared) < COMPARED:
             cold, _ = segmenter(frame.image)
         yield frame, prediction, start, cold
+
+
+def _from_zero(task: Task, segmenter: Segmenter, frames: Frames) -> Iterator[tuple]:
+    """The same for pictures that all start from zero."""
+    items = ((frame, frame.image) for frame in frames.frames)
+    for frame, prediction in segment_many(task, segmenter, items, frames.num_frames):
+        yield frame, prediction, None, None
 
 
 def _row(

@@ -12,8 +12,9 @@ from mdeq_jax.data import CLASS_TABLES, LabelClass, read_class_table
 from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import IMAGENET_MEAN, IMAGENET_STD
 from mdeq_jax.data.vision.label_classes import evaluated
-from mdeq_jax.models import EquilibriumModel, family_of
-from mdeq_jax.solvers import Solution, Status
+from mdeq_jax.models import EquilibriumModel, ModelOutput, family_of
+from mdeq_jax.solvers import Status
+from mdeq_jax.tasks.batched_inference import evaluations
 from mdeq_jax.tasks.requests import TrainedModel
 from mdeq_jax.tasks.segmentation.inference import pixel_residual, scaled_size, segment, whole_image
 from mdeq_jax.tasks.segmentation.settings import InferenceSettings
@@ -40,6 +41,16 @@ class Prediction(NamedTuple):
     converged: bool
     steps: int
     rel_trace: np.ndarray
+
+    @classmethod
+    def of(cls, summary: tuple[tuple, tuple]) -> "Prediction":
+        """From `summarize`, the row of one image on the host."""
+        (classes, confidence), solve = summary
+        if not solve:
+            return cls(classes, confidence, 0, float("nan"), False, 0, np.zeros(0))
+        nfe, residual, status, steps, trace = solve
+        converged = bool(status == Status.CONVERGED)
+        return cls(classes, confidence, int(nfe), float(residual), converged, int(steps), trace)
 
     def nfe_to(self, rel_residual: float) -> int:
         """Evaluations after which the residual was at most this; all of them if it never was."""
@@ -78,11 +89,11 @@ class Segmenter:
 
         def single_pass(variables, images, z0):
             out = whole_image(model, variables, images, settings, z0=z0)
-            return _summary(out.logits, out.solution), out.z_star
+            return summarize(out), out.z_star
 
         def all_views(variables, images):
             out = segment(model, variables, images, settings)
-            return _summary(out.logits, out.solution)
+            return summarize(out)
 
         self._single_pass, self._all_views = jax.jit(single_pass), jax.jit(all_views)
         self._residual = jax.jit(
@@ -106,14 +117,8 @@ class Segmenter:
             summary, z_star = self._single_pass(self._variables, images, z0)
         else:
             summary = self._all_views(self._variables, images)
-        (classes, confidence), solve = jax.device_get(summary)
-        if not solve:
-            nothing = (0, float("nan"), False, 0, np.zeros(0))
-            return Prediction(classes, confidence, *nothing), None
-        nfe, residual, status, steps, trace = solve
-        converged = bool(status == Status.CONVERGED)
-        solve = (int(nfe), float(residual), converged, int(steps), trace)
-        return Prediction(classes, confidence, *solve), z_star
+        first = jax.tree.map(lambda x: x[0], jax.device_get(summary))
+        return Prediction.of(first), z_star
 
     def residual(self, image: np.ndarray, z0: PyTree | None = None) -> np.ndarray:
         """The relative residual of the equilibrium at each pixel, without padding.
@@ -131,17 +136,17 @@ class Segmenter:
         return residual[0, :height, :width]
 
 
-def _summary(logits: jax.Array, solution: Solution | None) -> tuple[tuple, tuple]:
-    """Class and confidence `[H, W]`, and the solve: NFE, residual, status, step, trace.
+def summarize(outputs: ModelOutput) -> tuple[tuple, tuple]:
+    """Class and confidence `[B, H, W]`, and the solves: NFE, residual, status, step, trace `[B]`.
 
-    Of the first of a batch of images; the second part is empty without a solve.
+    The second part is empty without a solve.
     """
-    probabilities = jax.nn.softmax(logits[0])
+    probabilities, solution = jax.nn.softmax(outputs.logits), outputs.solution
     best = jnp.argmax(probabilities, axis=-1), jnp.max(probabilities, axis=-1)
     if solution is None:
         return best, ()
-    samples = (solution.rel_residual, solution.status, solution.steps)
-    return best, (solution.nfe, *(x[0] for x in samples), solution.rel_trace[:, 0])
+    samples = (solution.rel_residual, solution.status, solution.steps, solution.rel_trace.T)
+    return best, (evaluations(solution), *samples)
 
 
 def normalized(image: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ class Segmentation(ImageTask):
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
         """Segments a folder or a video as pictures in `workdir/predictions/`."""
         output = workdir / "predictions"
-        summary = predict_folder(Segmenter(trained), source, output)
+        summary = predict_folder(self, Segmenter(trained), source, output)
         return f"Wrote {output}: {describe_prediction(summary)}"
 
     def save_predictions(self, trained: TrainedModel, folder: str | Path) -> dict[str, float]:

@@ -22,7 +22,5 @@ def test_a_frame_of_another_size_starts_from_zero():
     def segmenter(image, z0=None):
         return ("from", z0), int(image[0, 0, 0])  # the equilibrium is the frame's number
 
-    warm = [prediction[1] for _, prediction, _, _ in predict_all(segmenter, iter(frames), True)]
+    warm = [prediction[1] for _, prediction, _, _ in predict_all(segmenter, iter(frames))]
     assert warm == [None, 0, None, 2]
-    cold = [result[1:] for result in predict_all(segmenter, iter(frames), False)]
-    assert cold == [(("from", None), None, None)] * 4
