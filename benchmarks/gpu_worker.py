@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from benchmarks import inference, train_step
 from benchmarks.report import write_json
 from benchmarks.timing import describe_machine, measure_in_turn
-from benchmarks.workload import forced, random_network
+from benchmarks.workload import forced, full_nfe, random_network
 from mdeq_jax.runtime import devices
 
 POLL_S = 0.05
@@ -63,7 +63,7 @@ def measure(config, mode: str, batch: int, compiled, arguments: tuple, repeats: 
     jax.block_until_ready(run())
     timing = measure_in_turn({"step": run}, repeats)["step"]
     ways = ("forward", "backward") if mode == "training" else ("forward",)
-    early = [way for way in ways if nfe[way] != config.solver[way].max_steps + 1]
+    early = [way for way in ways if nfe[way] != full_nfe(way, config.solver[way].max_steps)]
     return {
         "config": config.name,
         "mode": mode,

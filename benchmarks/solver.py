@@ -197,7 +197,7 @@ def table(report: dict) -> str:
         "backward": "the backward solver",
         "buffers": "filling their states",
         "cell": f"the cell in the forward solve, {nfe['forward'] - 1} evaluations",
-        "pullback": f"its pullback in the backward solve, {nfe['backward'] - 1} products",
+        "pullback": f"its pullback in the backward solve, {nfe['backward']} products",
         "rest": "outside the solves",
     }
     parts = [(labels[part], taken) for part, taken in step["parts_seconds"].items()]

@@ -19,7 +19,7 @@ from benchmarks.analytic_cost import Work, training_work
 from benchmarks.report import define_flags, markdown, write_json
 from benchmarks.roofline import beside_roof, roof
 from benchmarks.timing import PAIR, convolution_pair, describe_machine, measure_in_turn
-from benchmarks.workload import cell_problem, forced_by_flags, random_batch
+from benchmarks.workload import cell_problem, forced_by_flags, full_nfe, random_batch
 from mdeq_jax.engine.state import build_optimizer, init_state, make_state
 from mdeq_jax.engine.step import make_train_step, training_config
 from mdeq_jax.models import apply_cell, build_model
@@ -179,9 +179,9 @@ def measure(config, batch_size: int, repeats: int) -> dict:
 def check_steps(report: dict) -> str:
     """A warning where a solve ended before its last step, else an empty string."""
     ended = [
-        f"the {way} solve after {nfe} evaluations, not {steps + 1}"
+        f"the {way} solve after {nfe} evaluations, not {full_nfe(way, steps)}"
         for (way, nfe), steps in zip(report["nfe"].items(), report["solver_steps"])
-        if nfe != steps + 1
+        if nfe != full_nfe(way, steps)
     ]
     return "WARNING: ended early: " + ", ".join(ended) if ended else ""
 

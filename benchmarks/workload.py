@@ -43,6 +43,14 @@ def forced_by_flags(values):
     )
 
 
+def full_nfe(way: str, steps: int) -> int:
+    """Evaluations of the cell in a solve of `steps` steps, or products with its Jacobian.
+
+    The backward solve starts from zero, where the product is known.
+    """
+    return steps + 1 if way == "forward" else steps
+
+
 def random_batch(config, batch_size: int) -> dict:
     """Random images and labels of the config's shapes, on the default device.
 

@@ -69,12 +69,17 @@ def solve_linear(
     """
     flat, unravel = ravel_batch(constant)
     flat, scale = to_unit_norm(flat)
-    start = jnp.zeros_like(flat) if start is None else scaled(ravel_batch(start)[0], 1 / scale)
+    bound = settings_of(solver)
+    if start is None:
+        start = jnp.zeros_like(flat)
+        if "fz0" in bound:  # a solver of this package, which need not evaluate the map at zero
+            solver = partial(solver, fz0=flat)
+    else:
+        start = scaled(ravel_batch(start)[0], 1 / scale)
 
     def affine(u):
         return ravel_batch(product(unravel(u)))[0] + flat
 
-    bound = settings_of(solver)
     if bound.get("stop_mode") == "abs" and "tol" in bound:
         solver = partial(solver, tol=bound["tol"] * jnp.maximum(safe_norm(flat), 1))
     solution = solver(affine, start)

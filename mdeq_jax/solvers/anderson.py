@@ -52,6 +52,7 @@ def anderson(
     step_budget: int | jax.Array | None = None,
     record_at: tuple[int, ...] = (),
     trace: Callable | None = None,
+    fz0: jax.Array | None = None,
     run: Callable[..., Solution] = iterate,
 ) -> Solution:
     """Solves f(z) = z by Anderson acceleration, every sample separately.
@@ -77,6 +78,7 @@ def anderson(
         trace: function of (step, z `[B, D]`, residual `[B]`) that the host calls after the start
             (step 0) and each step, through `jax.debug.callback`. The residual is that of
             `stop_mode`; samples that are finished rest at their best iterate.
+        fz0: `[B, D]` f(z0), if it is known; saves that evaluation.
         run: runs the algorithm; see `stream.settings_of`.
 
     Returns:
@@ -104,6 +106,7 @@ def anderson(
         step_budget=step_budget,
         record_at=record_at,
         trace=trace,
+        fz0=fz0,
     )
 
 

@@ -64,6 +64,7 @@ def broyden(
     trace: Callable | None = None,
     keep_inverse: bool = False,
     pallas: bool | None = False,
+    fz0: jax.Array | None = None,
     run: Callable[..., Solution] = iterate,
 ) -> Solution:
     """Solves f(z) = z by Broyden's method, every sample separately.
@@ -86,6 +87,7 @@ def broyden(
             memory, `max_steps` states.
         pallas: uses Pallas kernels that read only the filled rows of the history (GPU only); None
             decides by the size of the state, see `kernels.launch.enabled`.
+        fz0: `[B, D]` f(z0), if it is known; saves that evaluation.
         run: runs the algorithm; see `stream.settings_of`.
 
     Returns:
@@ -116,6 +118,7 @@ def broyden(
         step_budget=step_budget,
         record_at=record_at,
         trace=trace,
+        fz0=fz0,
         keep_algorithm=keep_inverse,
     )
     if keep_inverse:

@@ -29,6 +29,7 @@ def iterate(
     record_at: tuple[int, ...] = (),
     keep_algorithm: bool = False,
     trace: Callable | None = None,
+    fz0: jax.Array | None = None,
 ) -> Solution:
     """Runs an algorithm until every sample is finished or the steps are used up.
 
@@ -44,6 +45,7 @@ def iterate(
         keep_algorithm: whether to return the algorithm's last state as the solution's `inverse`.
         trace: function of (step, z `[B, D]`, residual `[B]`) that the host calls after the start
             (step 0) and each step. The residual is that of `stop_mode`.
+        fz0: f(z0), if it is known.
 
     Raises:
         ValueError, TypeError: see `check_arguments`, `check_record_at`.
@@ -54,7 +56,7 @@ def iterate(
     )
     limit = max_steps if step_budget is None else jnp.minimum(max_steps, step_budget)
     z0 = jnp.asarray(z0)
-    start, rules = stages.start(f, z0, algorithm, max_steps, tol, stop_mode, record_at)
+    start, rules = stages.start(f, z0, algorithm, max_steps, tol, stop_mode, record_at, fz0)
     if trace is not None:
         jax.debug.callback(trace, start.step, start.z, first_residual(rules))
 
@@ -69,4 +71,5 @@ def iterate(
         return stages.record(loop, evaluation, judgement, record_at)
 
     end = lax.while_loop(unfinished, step, start)
-    return stages.finish(end, record_at, keep_algorithm)
+    solution = stages.finish(end, record_at, keep_algorithm)
+    return solution if fz0 is None else solution._replace(nfe=solution.nfe - 1)

@@ -34,13 +34,13 @@ from mdeq_jax.solvers.stopping import (
 )
 
 
-def start(f, z0, algorithm, max_steps, tol, stop_mode, record_at) -> tuple[Loop, Rules]:
+def start(f, z0, algorithm, max_steps, tol, stop_mode, record_at, fz0=None) -> tuple[Loop, Rules]:
     """The loop before its first step, and the rules that depend on the first residuals."""
     # Without the barrier XLA spends seconds of compilation proving that a start of zeros is finite.
     z0 = lax.optimization_barrier(z0)
     usable = jnp.isfinite(z0).all(axis=1)
     z0 = jnp.where(usable[:, None], z0, 0)
-    fz0 = stored(f(z0))
+    fz0 = stored(f(z0)) if fz0 is None else fz0
     z0 = varying_like(fz0, z0)
     measured = Residuals(*residuals(z0, fz0))
     rules = Rules(tol, stop_mode, measured.absolute, measured.relative)

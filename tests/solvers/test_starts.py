@@ -52,6 +52,25 @@ def test_a_good_guess_saves_steps(solver, batch):
 
 
 @every_solver
+def test_a_known_value_at_the_start_saves_an_evaluation(solver, x64):
+    matrix = np.array([[0.3, -0.5], [0.4, 0.2]])
+    constant = jax.random.normal(jax.random.key(0), (3, 2))
+    evaluated = []
+
+    def f(z):
+        jax.debug.callback(lambda z: evaluated.append(z), z)
+        return z @ matrix + constant
+
+    plain, known = (
+        jax.device_get(solver(f, np.zeros((3, 2)), max_steps=9, tol=1e-6, fz0=fz0))
+        for fz0 in (None, constant)
+    )
+    jax.effects_barrier()
+    assert len(evaluated) == plain.nfe + known.nfe and known.nfe == plain.nfe - 1
+    chex.assert_trees_all_equal(plain._replace(nfe=0), known._replace(nfe=0))
+
+
+@every_solver
 def test_a_start_that_is_not_finite_is_given_up_and_harms_nobody(solver, batch):
     maps, starts = batch
     solve = compiled(solver, **SETTINGS)
