@@ -94,26 +94,23 @@ def _input_gradient(dy: jax.Array, transposed: jax.Array, shape: tuple[int, ...]
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, pad):
     """dL/dkernel of `_conv2d` from dL/dy: a matrix product for each of the `size`^2 taps."""
+    shifts_dy = stride == 1 and dy.shape[-1] < x.shape[-1]  # whichever is smaller
+    shifted, other = (dy, x) if shifts_dy else (x, dy)
+    before, after = (size - 1 - p for p in pad) if shifts_dy else pad
+    padded = jnp.pad(shifted, ((0, 0), (before, after), (before, after), (0, 0)))
+    rows, columns = (stride * (n - 1) + 1 for n in other.shape[1:3])
+    window = padded.shape[0], rows, columns, padded.shape[3]
+    other = rearrange(other, "b h w c -> c (b h w)" if shifts_dy else "b h w c -> (b h w) c")
 
-    def windows(array, before, after, shape, step):
-        """The part of `array` that each tap multiplies; `shape` is its height and width."""
-        spatial = (before, after)
-        padded = jnp.pad(array, ((0, 0), spatial, spatial, (0, 0)))
-        rows, columns = (step * (n - 1) + 1 for n in shape)
-        for i in range(size):
-            for j in range(size):
-                yield padded[:, i : i + rows : step, j : j + columns : step]
+    def tap(start):
+        part = lax.dynamic_slice(padded, (0, *start, 0), window)[:, ::stride, ::stride]
+        part = rearrange(part, "b h w c -> (b h w) c")
+        return other @ part if shifts_dy else part.T @ other
 
-    if stride == 1 and dy.shape[-1] < x.shape[-1]:  # shift whichever is smaller
-        before, after = (size - 1 - p for p in pad)
-        parts = windows(dy, before, after, x.shape[1:3], 1)
-        taps = [(x, part) for part in parts][::-1]
-    else:
-        before, after = pad
-        parts = windows(x, before, after, dy.shape[1:3], stride)
-        taps = [(part, dy) for part in parts]
-    taps = [jnp.einsum("bhwi,bhwo->io", of_x, of_dy) for of_x, of_dy in taps]
-    return jnp.stack(taps).reshape(size, size, x.shape[-1], dy.shape[-1])
+    # A loop, so that all taps are one piece of code to compile.
+    shifts = jnp.indices((size, size)).reshape(2, -1)
+    taps = lax.map(tap, tuple(shifts[:, ::-1] if shifts_dy else shifts))
+    return taps.reshape(size, size, x.shape[-1], dy.shape[-1])
 
 
 _conv2d_cpu = jax.custom_vjp(_conv2d, nondiff_argnums=(2, 3))
