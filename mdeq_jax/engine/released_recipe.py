@@ -14,15 +14,19 @@ import optax
 ParameterPath = tuple[str, ...]
 
 
-def clip_total_norm(max_norm: float, eps: float = 1e-6) -> optax.GradientTransformation:
-    """g <- g min(1, max_norm / (|g| + eps)), as `torch.nn.utils.clip_grad_norm_`."""
+def clip_total_norm(max_norm: float, eps: float = 1e-6) -> optax.GradientTransformationExtraArgs:
+    """g <- g min(1, max_norm / (|g| + eps)), as `torch.nn.utils.clip_grad_norm_`.
 
-    def update(updates, state, params=None):
+    The update takes |g| as `grad_norm`, or computes it.
+    """
+
+    def update(updates, state, params=None, *, grad_norm=None, **_):
         del params
-        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + eps))
+        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
+        factor = jnp.minimum(1.0, max_norm / (norm + eps))
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def sum_shared_updates(

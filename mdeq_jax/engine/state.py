@@ -124,9 +124,9 @@ def kernel_axes(params: Any) -> Any:
 def _clipping(train: ConfigDict) -> optax.GradientTransformation:
     if train.grad_clip is None:
         return optax.identity()
-    if train.grad_clip_eps:
-        return clip_total_norm(train.grad_clip, train.grad_clip_eps)
-    return optax.clip_by_global_norm(train.grad_clip)
+    # Not `optax.clip_by_global_norm`, which chooses between two results for each number: LLVM
+    # compiles the loops of all updates for both.
+    return clip_total_norm(train.grad_clip, train.grad_clip_eps)
 
 
 def _decays(params: Any) -> Any:
@@ -157,23 +157,44 @@ def make_state(
     )
 
 
+class InitProgram:
+    """The program that makes the state before the first step; traced once."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: optax.GradientTransformation,
+        task: Task,
+        config: ConfigDict,
+    ):
+        """Prepares it; the same `config.seed` gives the same state on every host."""
+        # XLA for CPUs takes 2.5 times as long to optimise the random numbers' loops fully.
+        options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        first = partial(_first_state, model, optimizer, config)
+        self._first: Any = jax.jit(first, compiler_options=options)
+        self._arguments = jax.random.key(config.seed), task.example_inputs(config)
+
+    def shapes(self) -> TrainState:
+        """The state's shapes and types; nothing is compiled."""
+        return self._first.eval_shape(*self._arguments)
+
+    def __call__(self) -> TrainState:
+        """The state."""
+        return self._first(*self._arguments)
+
+
 def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, task: Task, config: ConfigDict
 ) -> TrainState:
-    """A fresh state; the same `config.seed` gives the same one on every host."""
-    # XLA for CPUs takes 2.5 times as long to optimise the random numbers' loops fully.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    first = partial(_first_state, model, optimizer, config)
-    arguments = jax.random.key(config.seed), task.example_inputs(config)
-    return jax.jit(first, compiler_options=options)(*arguments)
+    """A fresh state, of `InitProgram`."""
+    return InitProgram(model, optimizer, task, config)()
 
 
 def state_shapes(
     model: nn.Module, optimizer: optax.GradientTransformation, task: Task, config: ConfigDict
 ) -> TrainState:
     """The shapes and types of `init_state`; nothing is compiled."""
-    first = partial(_first_state, model, optimizer, config)
-    return jax.eval_shape(first, jax.random.key(config.seed), task.example_inputs(config))
+    return InitProgram(model, optimizer, task, config).shapes()
 
 
 def _first_state(model, optimizer, config, key, inputs) -> TrainState:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.engine.schedules import jacobian_weight
 from mdeq_jax.engine.state import TrainState
+from mdeq_jax.engine.update import make_update, where
 from mdeq_jax.implicit import GRADIENTS, BackwardStats
 from mdeq_jax.models import ForwardOptions, ModelOutput
 from mdeq_jax.parallel import device_index, mean_over_devices, sum_over_devices
@@ -87,6 +88,7 @@ def make_train_step(
     draw = _make_draw(config, steps_per_epoch)
     augment_key = _make_augment_key(config)
     backward = _make_backward(model, task, config)
+    update = make_update(optimizer, config.train.ema_decay)
     if config.train.accumulate_steps > 1:
         backward = _accumulate(backward, task, config.train.accumulate_steps)
 
@@ -109,18 +111,13 @@ def make_train_step(
         grads, stats = mean_over_devices((grads, stats))
         scalars = mean_over_devices(report.scalars)
         norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        moved = {"params": params, "batch_stats": stats, "opt_state": opt_state}
-        if config.train.ema_decay is not None:
-            moved["average"] = _moving_average(state, params, stats, config.train.ema_decay)
         # The same on every device, as both are means over them.
         finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
-        kept = {name: getattr(state, name) for name in moved}
-        moved = _where(finite, moved, kept)
-        carry = _where(finite, carry, task.initial_carry(model, size))
+
+        new = update(finite, state, grads, norm, stats)
+        carry = where(finite, carry, task.initial_carry(model, size))
         skipped_in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
-        new_state = state.replace(step=state.step + 1, skipped_in_a_row=skipped_in_a_row, **moved)
+        new_state = state.replace(step=state.step + 1, skipped_in_a_row=skipped_in_a_row, **new)
         scalars |= {
             "grad_norm": norm,
             "skipped": 1.0 - finite,
@@ -130,17 +127,6 @@ def make_train_step(
         return new_state, carry, Report(scalars, report.per_sample, sums)
 
     return train_step
-
-
-def _where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
-
-
-def _moving_average(state: TrainState, params, stats, decay: float) -> dict:
-    # Young averages forget faster; otherwise they would long be those of the initialisation.
-    rate = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    current = {"params": params, "batch_stats": stats}
-    return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, state.average, current)
 
 
 def _make_draw(config: ConfigDict, steps_per_epoch: int) -> Callable[[jax.Array], _Draws]:
