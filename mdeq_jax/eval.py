@@ -16,6 +16,7 @@ from mdeq_jax.runtime import command_line
 from mdeq_jax.runtime.compilation import (
     choose_convolutions,
     choose_loop_graphs,
+    choose_short_loops,
     keep_compiled_programs,
 )
 from mdeq_jax.tasks import GenerationRequest
@@ -68,6 +69,7 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     choose_convolutions()
     choose_loop_graphs()
+    choose_short_loops()
     keep_compiled_programs(_CACHE.value)
     config, checkpoint = _CONFIG.value, _CHECKPOINT.value
     if _SPLIT.value is not None:

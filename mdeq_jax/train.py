@@ -15,6 +15,7 @@ from mdeq_jax.runtime import command_line, hosts
 from mdeq_jax.runtime.compilation import (
     choose_convolutions,
     choose_loop_graphs,
+    choose_short_loops,
     keep_compiled_programs,
 )
 from mdeq_jax.training import Interrupted, TrainingDiverged, train_and_evaluate
@@ -34,6 +35,7 @@ def main(_):
     config = _CONFIG.value
     choose_convolutions()
     choose_loop_graphs()
+    choose_short_loops()
     keep_compiled_programs(_CACHE.value)
     try:
         hosts.initialize_distributed(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -12,7 +12,11 @@ import sys
 from pathlib import Path
 
 from mdeq_jax.engine.review import review
-from mdeq_jax.runtime.compilation import choose_convolutions, keep_compiled_programs
+from mdeq_jax.runtime.compilation import (
+    choose_convolutions,
+    choose_short_loops,
+    keep_compiled_programs,
+)
 from mdeq_jax.viz.html import escape, section
 from mdeq_jax.viz.page import page
 from mdeq_jax.viz.review import Review, review_html
@@ -96,6 +100,7 @@ def main() -> None:
 def _review(workdir: Path, arguments: argparse.Namespace) -> Review | str:
     """The review; if data or checkpoint are missing, a sentence on what is missing."""
     choose_convolutions()
+    choose_short_loops()
     keep_compiled_programs(True)
     try:
         return review(

@@ -13,6 +13,7 @@ from mdeq_jax.runtime import compilation
 from mdeq_jax.runtime.compilation import (
     choose_convolutions,
     choose_loop_graphs,
+    choose_short_loops,
     keep_compiled_programs,
 )
 
@@ -110,6 +111,21 @@ def test_the_scripts_convolutions_are_xlas_own():
     if run(CONVOLUTION.replace("train.choose_convolutions()", "")) == "False":
         pytest.skip("there is no YNNPACK for this processor")
     assert run(CONVOLUTION) == "False"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"),
+        ("--xla_a=1", "--xla_a=1 --xla_backend_extra_options=xla_cpu_disable_loop_unrolling"),
+        ("--xla_backend_extra_options=other", "--xla_backend_extra_options=other"),
+    ],
+)
+def test_loops_are_not_unrolled_unless_the_user_has_options(before, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    for _ in range(2):
+        choose_short_loops()
+        assert os.environ["XLA_FLAGS"] == after
 
 
 @pytest.mark.parametrize("version", ["0.10.1", "0.10.2"])
