@@ -16,6 +16,7 @@ from mdeq_jax.data import Dataset, EvalLoader
 from mdeq_jax.implicit import GRADIENTS, solve_adjoint
 from mdeq_jax.implicit.binding import settings_of
 from mdeq_jax.models import EquilibriumModel, ModelOutput
+from mdeq_jax.runtime.early_program import EarlyProgram
 from mdeq_jax.solvers import build_solver, fixed_point_iteration
 from mdeq_jax.tasks import Task
 from mdeq_jax.tree import PyTree
@@ -40,19 +41,47 @@ class ConvergenceTraces(NamedTuple):
     backward_name: str
 
 
+def traces_program(model: EquilibriumModel, task: Task, config: ConfigDict) -> EarlyProgram:
+    """What `convergence_traces` calls for each batch."""
+    backward, _ = _backward_solver(model, config)
+    return EarlyProgram(jax.jit(_make_traces(model, task, config, backward)))
+
+
+def compile_job(
+    program: EarlyProgram,
+    model: EquilibriumModel,
+    variables: PyTree,
+    task: Task,
+    dataset: Dataset,
+    config: ConfigDict,
+) -> Callable[[], None]:
+    """A job for a thread that compiles `traces_program`, from the variables' shapes."""
+
+    def shapes():
+        loader, carry = _batches(model, task, dataset, config)
+        batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, loader.batch_shapes()))
+        return variables, jax.eval_shape(lambda: carry), batch
+
+    return program.job(shapes)
+
+
 def convergence_traces(
-    model: EquilibriumModel, variables: dict, task: Task, dataset: Dataset, config: ConfigDict
+    model: EquilibriumModel,
+    variables: dict,
+    task: Task,
+    dataset: Dataset,
+    config: ConfigDict,
+    program: EarlyProgram | None = None,
 ) -> ConvergenceTraces:
     """Solves evaluation examples with all the steps that the config allows, on one device.
 
     Each batch is given the carry that an evaluation gives it, see `Task.initial_carry`. Only the
-    first `MAX_TRACED`: enough for the figure, and cheaper than a second evaluation.
+    first `MAX_TRACED`: enough for the figure, and cheaper than a second evaluation. `program` is
+    `traces_program`'s, which a thread may have compiled.
     """
-    backward, backward_name = _backward_solver(model, config)
-    traces = jax.jit(_make_traces(model, task, config, backward))
-    batch_size = (config.eval.batch_size or config.train.batch_size) // jax.device_count()
-    loader = EvalLoader(dataset, batch_size, num_workers=config.data.num_workers)
-    columns, carry = [], task.initial_carry(cast(nn.Module, model), batch_size)
+    traces = program or traces_program(model, task, config)
+    loader, carry = _batches(model, task, dataset, config)
+    columns, batch_size = [], _batch_size(config)
     for batch in islice(loader, -(-MAX_TRACED // batch_size)):
         keep = batch["mask"] > 0
         batch = jax.tree.map(jnp.asarray, batch)
@@ -63,8 +92,19 @@ def convergence_traces(
         forward_trace,
         backward_trace,
         f"{config.solver.forward.name}, {config.solver.forward.max_steps} steps",
-        backward_name,
+        _backward_solver(model, config)[1],
     )
+
+
+def _batch_size(config: ConfigDict) -> int:
+    return (config.eval.batch_size or config.train.batch_size) // jax.device_count()
+
+
+def _batches(model, task: Task, dataset: Dataset, config: ConfigDict) -> tuple[EvalLoader, PyTree]:
+    """The batches, and the carry that the first one finds."""
+    size = _batch_size(config)
+    loader = EvalLoader(dataset, size, num_workers=config.data.num_workers)
+    return loader, task.initial_carry(cast(nn.Module, model), size)
 
 
 def _make_traces(
@@ -121,6 +161,7 @@ def plot(
     task: Task,
     dataset: Dataset,
     score: float,
+    program: EarlyProgram | None = None,
 ) -> None:
     """Writes `convergence.png` of a trained network.
 
@@ -132,8 +173,9 @@ def plot(
         task: of `build_task`.
         dataset: its evaluation split is solved.
         score: value of the task's primary metric, for the title.
+        program: of `traces_program`, if a thread compiles it.
     """
-    traces = convergence_traces(model, variables, task, dataset, config)
+    traces = convergence_traces(model, variables, task, dataset, config, program)
     uses_tol = config.solver.forward.stop_mode == "rel"
     exact = GRADIENTS[config.gradient.name].is_exact and config.solver.backward.stop_mode == "rel"
     plot_convergence(

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from mdeq_jax.engine.compile_time import announced
 from mdeq_jax.engine.step import make_eval_step
 from mdeq_jax.engine.stream import StreamStep
 from mdeq_jax.runtime import devices
+from mdeq_jax.runtime.early_program import EarlyProgram
 from mdeq_jax.tasks import Task
 from mdeq_jax.tasks.idle_time import IdleTime
 from mdeq_jax.tasks.stream_settings import check_stream, num_slots, why_not
@@ -43,7 +44,7 @@ class EvalSteps:
             ValueError: see `check_stream`.
         """
         check_stream(task, config)
-        self.ordinary = devices.pmap(make_eval_step(model, task))
+        self.ordinary = EarlyProgram(devices.pmap(make_eval_step(model, task)))
         self._config, choice = config, config.eval.continuous_batching
         self._stream, self._idle = None, None
         if choice != "off" and not why_not(task, config):
@@ -79,7 +80,9 @@ class EvalSteps:
                 sums, rows, carry = self.ordinary(replicated_variables, carry, batch, step_budget)
             sums, rows = _to_host(sums, rows)
             if self._stream and self._idle:
-                self._idle.add(time.perf_counter() - start, rows)
+                seconds = time.perf_counter() - start + self.ordinary.early_s
+                self.ordinary.early_s = 0.0  # counts with the first batch
+                self._idle.add(seconds, rows)
                 self._streams = self._idle.is_worth_compiling(num_batches)
             yield sums, rows
         if self._streams and self._stream:
@@ -89,6 +92,16 @@ class EvalSteps:
             while result is not None:
                 yield _to_host(*result)
                 result = next(results, None)
+
+    def compile_job(self, shapes: Callable[[], tuple]) -> Callable[[], None]:
+        """A job for a thread that compiles the ordinary step; see `EarlyProgram.job`."""
+
+        def job():
+            arguments = shapes()
+            with self._announced("ordinary", arguments[0]):
+                self.ordinary.job(lambda: arguments)()
+
+        return job
 
     def _announced(self, step: str, replicated_variables):
         """The context of a call, which announces the first one of each step."""

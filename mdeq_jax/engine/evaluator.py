@@ -1,6 +1,7 @@
 """Evaluation over a whole split."""
 
 import time
+from collections.abc import Callable
 from itertools import islice
 from typing import cast
 
@@ -47,6 +48,23 @@ class Evaluator:
         self._radius = devices.pmap(
             make_spectral_radius(cast(EquilibriumModel, model), task, config.seed)
         )
+
+    def compile_job(self, variables: PyTree) -> Callable[[], None]:
+        """A job for a thread that compiles the step; see `EarlyProgram.job`.
+
+        Args:
+            variables: shapes and types, of one device.
+        """
+
+        def shapes():
+            return (
+                devices.replicated_shapes(variables),
+                jax.eval_shape(self._initial_carry),
+                devices.split_shapes(self._loader.batch_shapes()),
+                devices.replicated_shapes(np.int32(0)),
+            )
+
+        return self._steps.compile_job(shapes)
 
     def __call__(self, replicated_variables, step_budget: int | None = None) -> dict[str, float]:
         """Evaluates every example of the split once.

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.engine.prepare import prepare
 from mdeq_jax.engine.report import describe_evaluation
 from mdeq_jax.engine.run import TrainingRun
-from mdeq_jax.engine.state import TrainState, build_optimizer, init_state, state_shapes
+from mdeq_jax.engine.state import InitProgram, TrainState, build_optimizer
 from mdeq_jax.engine.train_program import TrainProgram
 from mdeq_jax.engine.validate import check_evaluation, check_training
 from mdeq_jax.engine.warm_start import start_from_checkpoint
@@ -27,6 +28,7 @@ from mdeq_jax.engine.workdir import (
 )
 from mdeq_jax.models import build_model, family_of
 from mdeq_jax.runtime import devices, hosts
+from mdeq_jax.runtime.early_program import EarlyProgram
 from mdeq_jax.runtime.hosts import log
 from mdeq_jax.runtime.interrupt import InterruptFlag
 from mdeq_jax.tasks import Task, TrainedModel
@@ -61,16 +63,20 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     check_training(config)
     check_evaluation(config)
     config, task, dataset = prepare(config, workdir)
-    model = build_model(config)
+    model: Any = build_model(config)
     loader = _train_loader(config, dataset)
     num_steps = round(config.train.epochs * loader.steps_per_epoch)
     optimizer = build_optimizer(
         config.train, num_steps, family_of(config).shared_parameters(config)
     )
     evaluator = Evaluator(model, task, dataset, config)
+    plot = None
+    if config.log.convergence_plot and family_of(config).has_equilibrium:
+        plot = convergence.traces_program(model, task, config)
     check_writable(workdir)
 
-    shapes = state_shapes(model, optimizer, task, config)
+    initialise = InitProgram(model, optimizer, task, config)
+    shapes = initialise.shapes()
     _announce(config, workdir, task, dataset, shapes, num_steps)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
@@ -80,8 +86,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         if done:
             check_resumable(workdir, config)
         program = stack.enter_context(TrainProgram(config, task, optimizer, loader))
-        program.compile_early(shapes, done, num_steps)
-        state = init_state(model, optimizer, task, config)
+        later = {"evaluation": evaluator.compile_job(shapes.eval_variables)}
+        if plot:
+            traced = (plot, model, shapes.eval_variables, task, dataset, config)
+            later["convergence"] = convergence.compile_job(*traced)
+        program.compile_early(shapes, done, num_steps, later)
+        state = initialise()
         carry = task.initial_carry(model, config.train.batch_size)
         state, carry = _start(config, workdir, (state, carry), loader, checkpoints, num_steps)
         write_config(workdir, config)
@@ -94,7 +104,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     if metrics is None:  # it had ended before
         metrics = evaluator(devices.replicate(state.eval_variables))
     if hosts.is_primary():
-        _finish(config, workdir, model, task, dataset, state, metrics)
+        _finish(config, workdir, model, task, dataset, state, metrics, plot)
     hosts.wait_for_all("the end")
     return metrics
 
@@ -172,14 +182,15 @@ def _finish(
     dataset: Dataset,
     state: TrainState,
     metrics: dict,
+    plot: EarlyProgram | None,
 ) -> None:
     """Prints the result, and writes the convergence plot of a model with an equilibrium."""
     log(f"Done: {describe_evaluation(metrics, task)}")
     written = "metrics.jsonl and checkpoints/"
-    if config.log.convergence_plot and family_of(config).has_equilibrium:
+    if plot:
         score = metrics[f"eval/{task.primary_metric.name}"]
         path = workdir / "convergence.png"
-        convergence.plot(path, config, model, state.eval_variables, task, dataset, score)
+        convergence.plot(path, config, model, state.eval_variables, task, dataset, score, plot)
         written = "metrics.jsonl, convergence.png and checkpoints/"
     log(f"Wrote {workdir}/{written}.")
     trained = TrainedModel(config, model, state.eval_variables, int(state.step))

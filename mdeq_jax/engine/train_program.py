@@ -1,7 +1,8 @@
 """The training step as a run calls it: mapped over the devices, compiled before its first call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Self
 
 import jax
@@ -14,6 +15,7 @@ from mdeq_jax.engine.state import TrainState
 from mdeq_jax.engine.step import Report, make_train_step, training_config
 from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices
+from mdeq_jax.runtime.early_program import can_compile_early
 from mdeq_jax.runtime.in_background import InBackground
 from mdeq_jax.tasks import Task
 from mdeq_jax.tree import PyTree
@@ -23,9 +25,7 @@ class TrainProgram:
     """The training step of both phases, of which each is one compiled program.
 
     On CPUs and TPUs a thread traces and compiles them from shapes alone, the first phase first,
-    while this one initialises the network and prepares the run. GPUs compile at the first call:
-    XLA times its algorithms, and nothing else should run then. With several hosts JAX has no other
-    way than the first call.
+    while this one initialises the network and prepares the run.
 
     Use it as a context manager: leaving waits for a program that is being compiled.
     """
@@ -52,15 +52,22 @@ class TrainProgram:
         self._programs = InBackground({})
         self._called = set()  # phases
 
-    def compile_early(self, state: TrainState, first_step: int, num_steps: int) -> None:
+    def compile_early(
+        self,
+        state: TrainState,
+        first_step: int,
+        num_steps: int,
+        later: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    ) -> None:
         """Starts to compile the phases of the steps to come, where that is possible.
 
         Args:
             state: shapes and types, of one device.
             first_step: steps that are done already.
             num_steps: of the whole training.
+            later: jobs of `EarlyProgram`, by name. The same thread does them while training runs.
         """
-        if jax.process_count() > 1 or jax.default_backend() == "gpu":
+        if not can_compile_early():
             return
         pretrain_steps = self._config.train.pretrain_steps
         phases = []
@@ -69,7 +76,7 @@ class TrainProgram:
         if max(first_step, pretrain_steps) < num_steps:
             phases.append(False)
         self._programs = InBackground(
-            {phase: partial(self._compile, state, phase) for phase in phases}
+            {**{phase: partial(self._compile, state, phase) for phase in phases}, **later}
         )
 
     def _compile(self, state: TrainState, pretraining: bool) -> Callable:
@@ -78,18 +85,14 @@ class TrainProgram:
 
     def _shapes(self, state: TrainState) -> tuple[TrainState, PyTree, dict]:
         """Shapes and types of the arguments, with the axis of the local devices."""
-        count, size = jax.local_device_count(), self._config.train.batch_size
+        size = self._config.train.batch_size
         carry = jax.eval_shape(lambda: self._task.initial_carry(self._model, size))
         batch = self._loader.batch_shapes()
-
-        def for_each(shape, dtype):
-            return jax.ShapeDtypeStruct((count, *shape), jax.dtypes.canonicalize_dtype(dtype))
-
-        def split(x):
-            return for_each((x.shape[0] // count, *x.shape[1:]), x.dtype)
-
-        state = jax.tree.map(lambda x: for_each(x.shape, x.dtype), state)
-        return state, jax.tree.map(split, carry), jax.tree.map(split, batch)
+        return (
+            devices.replicated_shapes(state),
+            devices.split_shapes(carry),
+            devices.split_shapes(batch),
+        )
 
     def __call__(
         self, state: TrainState, carry: PyTree, batch: dict, pretraining: bool

@@ -33,6 +33,22 @@ def for_each_device(value) -> np.ndarray:
     return np.broadcast_to(value, (jax.local_device_count(), *np.shape(value)))
 
 
+def replicated_shapes(tree):
+    """Shapes and types of `replicate`'s arrays, from arrays or shapes `[...]`."""
+    count = jax.local_device_count()
+    return jax.tree.map(lambda x: _shape((count, *x.shape), x.dtype), tree)
+
+
+def split_shapes(tree):
+    """Shapes and types of `to_devices`' and `split`'s arrays, from arrays or shapes `[B, ...]`."""
+    count = jax.local_device_count()
+    return jax.tree.map(lambda x: _shape((count, x.shape[0] // count, *x.shape[1:]), x.dtype), tree)
+
+
+def _shape(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
+
+
 def unreplicate(tree):
     """The first local device's copy, on the host."""
     return jax.tree.map(first, tree)

@@ -47,7 +47,8 @@ def test_each_phase_is_compiled_once(tiny_config, tmp_path, monkeypatch, caplog,
     finally:
         jax.config.update("jax_log_compiles", False)
     done = config.train.pretrain_steps + 1  # one step of each phase
-    assert compiled[done] >= 2 and set(compiled[done:]) == {compiled[done]}
+    assert compiled[done] >= 2
+    assert compiled[-1] <= compiled[done] + 1  # the evaluation's, in a thread
     lines = read_metrics(tmp_path)
     phases = [line["phase"] for line in lines]
     assert phases == ["pretraining", *["equilibrium"] * 5]

@@ -39,6 +39,11 @@ class EvalLoader:
         """How often each unusable example was met: {error: times}."""
         return self._report.counts
 
+    def batch_shapes(self) -> dict[str, np.ndarray]:
+        """Returns arrays of the shapes and types of every batch."""
+        batch, _ = self._make_batch(0)
+        return batch
+
     def __len__(self) -> int:
         return self._num_steps
 

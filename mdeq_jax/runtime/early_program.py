@@ -1,0 +1,58 @@
+"""A compiled function whose program a thread may have made before its first call."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mdeq_jax.tree import PyTree
+
+
+def can_compile_early() -> bool:
+    """Whether programs may be compiled in a thread while others run.
+
+    GPUs compile at the first call: XLA times its algorithms, and nothing else should run then. With
+    several hosts JAX has no other way than the first call.
+    """
+    return jax.process_count() == 1 and jax.default_backend() != "gpu"
+
+
+class EarlyProgram:
+    """A function of `jax.jit` or `pmap`, called with arrays of one set of shapes.
+
+    Attributes:
+        early_s: seconds that a thread took to trace and compile it; 0 if none did.
+    """
+
+    def __init__(self, function: Callable):
+        """`function` is compiled at the first call, unless a job of `job` has begun before."""
+        self._function: Any = function
+        self._lock, self._called = threading.Lock(), False
+        self.early_s = 0.0
+
+    def job(self, shapes: Callable[[], tuple[PyTree, ...]]) -> Callable[[], None]:
+        """A job for a thread, which compiles the program.
+
+        It does nothing once the function has been called. A call waits for a job that has begun.
+
+        Args:
+            shapes: gives the arguments, as arrays or `jax.ShapeDtypeStruct`s.
+        """
+
+        def compile_program():
+            with self._lock:
+                if self._called:
+                    return
+                start = time.perf_counter()
+                self._function = self._function.lower(*shapes()).compile()
+                self.early_s = time.perf_counter() - start
+
+        return compile_program
+
+    def __call__(self, *args: PyTree) -> Any:
+        """Calls the function."""
+        with self._lock:
+            self._called = True
+        return self._function(*args)
