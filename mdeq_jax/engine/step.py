@@ -262,13 +262,14 @@ def make_eval_step(model: nn.Module, task: Task) -> Callable:
     ) -> tuple[dict, dict, PyTree]:
         batch = task.with_carry(batch, carry)
         out = task.infer(model, variables, task.inputs(batch), step_budget)
-        return *measure_batch(task, out, batch), task.next_carry(out)
+        sums, per_sample = measure_batch(task, out, batch)
+        return sum_over_devices(sums), per_sample, task.next_carry(out)
 
     return eval_step
 
 
 def measure_batch(task: Task, out: ModelOutput, batch: dict) -> tuple[dict, dict]:
-    """The sums and the rows of `make_eval_step` from the model's output for a batch."""
+    """The rows of `make_eval_step`, and the sums of this device, from the output for a batch."""
     sums = task.metric_sums(out, batch)
     if "count" not in sums:
         sums = {**sums, "count": jnp.sum(batch["mask"])}
@@ -280,4 +281,4 @@ def measure_batch(task: Task, out: ModelOutput, batch: dict) -> tuple[dict, dict
             "status": solution.status,
             "nfe": jnp.broadcast_to(solution.nfe, solution.steps.shape),
         }
-    return sum_over_devices(sums), per_sample
+    return sums, per_sample

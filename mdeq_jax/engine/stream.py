@@ -1,11 +1,13 @@
 """Continuous batching of an evaluation on all devices."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import flax.linen as nn
 import numpy as np
 
 from mdeq_jax.engine.step import measure_batch
+from mdeq_jax.parallel import sum_over_devices
 from mdeq_jax.runtime import devices
 from mdeq_jax.tasks import Task
 from mdeq_jax.tasks.continuous_batching import ContinuousBatching
@@ -19,8 +21,10 @@ class StreamStep:
         batching = ContinuousBatching(model, task, slots)
 
         def step(variables, flight, batch, step_budget):
-            flight, batch, out = batching.step(variables, flight, batch, step_budget)
-            return *measure_batch(task, out, batch), flight
+            flight, sums, rows = batching.step(
+                variables, flight, batch, step_budget, report=partial(measure_batch, task)
+            )
+            return sum_over_devices(sums), rows, flight
 
         self._start = devices.pmap(batching.start)
         self._step = devices.pmap(step, donate_argnums=1)

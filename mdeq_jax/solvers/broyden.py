@@ -149,7 +149,7 @@ def _inner_products(steps, filled, gz, last):
 
 def _direction(steps, filled, weights, gz, last):
     w = _product("bnd,bn->bd", steps, weights) - gz
-    return w, jnp.sum(last * w, axis=1)
+    return w, _product("bd,bd->b", last, w)
 
 
 def _product(subscripts, history, other):

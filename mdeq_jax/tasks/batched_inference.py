@@ -57,9 +57,12 @@ class BatchedInference:
             return
         batching = ContinuousBatching(model, task, slots)
 
+        def report(out, done):
+            return (), ({"mask": done["mask"], "index": done["index"]}, summary(out))
+
         def step(variables, flight, batch):
-            flight, done, out = batching.step(variables, flight, batch)
-            return flight, {"mask": done["mask"], "index": done["index"]}, summary(out)
+            flight, _, rows = batching.step(variables, flight, batch, report=report)
+            return flight, rows
 
         self._start, self._step = jax.jit(batching.start), jax.jit(step, donate_argnums=1)
 
@@ -87,8 +90,8 @@ class BatchedInference:
     def _through_slots(self, batch: dict) -> dict[int, PyTree]:
         if self._flight is None:
             self._flight, self._last = self._start(self._variables, batch), batch
-        self._flight, done, results = self._step(self._variables, self._flight, batch)
-        return _by_index(*jax.device_get((done, results)))
+        self._flight, rows = self._step(self._variables, self._flight, batch)
+        return _by_index(*jax.device_get(rows))
 
 
 def in_order(results: Iterable[dict[int, PyTree]]) -> Iterator[PyTree]:

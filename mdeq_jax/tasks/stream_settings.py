@@ -13,8 +13,14 @@ CPU_SLOTS = 16
 
 
 def num_slots(config: ConfigDict, batch_size: int) -> int:
-    """Slots of a device: `eval.slots`, at most its share of a batch, which is `batch_size`."""
-    chosen = CPU_SLOTS if hardware.target().platform == "cpu" else batch_size
+    """Slots of a device: `eval.slots`, at most its share of a batch, which is `batch_size`.
+
+    On CPUs at most half of the share, if it is more than one. Outputs are then computed for half a
+    batch at a time, which makes up for the memory of the examples that are in flight meanwhile.
+    """
+    chosen = batch_size
+    if hardware.target().platform == "cpu":
+        chosen = min(CPU_SLOTS, max(1, batch_size // 2))
     return min(config.eval.slots or chosen, batch_size)
 
 
