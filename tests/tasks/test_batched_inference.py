@@ -25,12 +25,15 @@ def test_logits_agree_in_double_precision(tiny_config, x64):
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     variables = jax.device_get(jax.tree.map(lambda x: x.astype(jnp.float64), variables))
 
+    def summary(out):
+        return out.logits, out.solution.status
+
     def results(choice):
         config.eval.continuous_batching = choice
         infer = BatchedInference(
             task,
             TrainedModel(config, model, variables, 0),
-            lambda out: (out.logits, out.solution.status),
+            summary,
             batch_size=BATCH,
             num_examples=COUNT,
         )
