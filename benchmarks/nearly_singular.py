@@ -15,7 +15,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
+from absl import app, logging
 
 from mdeq_jax.implicit.adjoint import solve_linear
 from mdeq_jax.implicit.fallback import UNCONVERGED, fall_back
@@ -41,6 +41,7 @@ def matrices(rng) -> np.ndarray:
 def main(argv) -> None:
     """Prints the table."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     rng = np.random.default_rng(0)
     jacobians, g = matrices(rng), rng.normal(size=(SAMPLES, SIZE))
     exact = np.linalg.solve(np.eye(SIZE) - np.swapaxes(jacobians, 1, 2), g[..., None])[..., 0]

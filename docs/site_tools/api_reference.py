@@ -40,11 +40,11 @@ def pages() -> dict[str, str]:
     for package, purpose in PACKAGES.items():
         module = importlib.import_module(package)
         page = package.removeprefix("mdeq_jax.").replace(".", "_")
-        lines = [f"# {package}", "", purpose, "", (inspect.getdoc(module) or ""), ""]
+        lines = [f"# {package}", "", inspect.getdoc(module) or purpose, ""]
         for path in public_names(module).values():
             lines += [f"::: {path}", ""]
         found[page] = "\n".join(lines)
-        names = ", ".join(f"`{name}`" for name in public_names(module))
+        names = ", ".join(f"[`{name}`][{path}]" for name, path in public_names(module).items())
         index += [f"**[{package}]({page}.md)**: {purpose} {names}.", ""]
     return {"index": "\n".join(index), **found}
 

@@ -150,4 +150,4 @@ def _table(members) -> list[str]:
     rows = [
         f"| `{f.path}` | `{f.default}` | {f.comment.replace('|', chr(92) + '|')} |" for f in members
     ]
-    return ["| field | default | |", "|---|---|---|", *rows]
+    return ["| field | default | meaning |", "|---|---|---|", *rows]

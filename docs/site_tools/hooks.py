@@ -26,12 +26,14 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Links from a page in `docs/` as they are right on the site."""
-    return markdown.replace("](../benchmarks/RESULTS.md", "](results.md")
+    """Links from a page in `docs/` as they are right on the site; no line break before a "%"."""
+    markdown = markdown.replace("](../benchmarks/RESULTS.md", "](results.md")
+    lines = markdown.split("\n")
+    return "\n".join(x.replace(" %", "\u00a0%") if x.startswith("|") else x for x in lines)
 
 
 def results() -> str:
     """`benchmarks/RESULTS.md`, whose files next to it are not on the site."""
     text = (REPOSITORY / "benchmarks" / "RESULTS.md").read_text()
     text = text.replace("](../docs/", "](")
-    return re.sub(r"\[([^]]+)\]\((measured/[^)]+)\)", r"\1 (`benchmarks/\2`)", text)
+    return re.sub(r"\[[^]]+\]\((measured/[^)]+)\)", r"`benchmarks/\1`", text)

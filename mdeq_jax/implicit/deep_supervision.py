@@ -16,7 +16,8 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
 
 from mdeq_jax.implicit.checked_cell import checked_cell
 from mdeq_jax.implicit.gradients import GRADIENTS, GradientInfo, gradient_info
@@ -116,7 +117,7 @@ def correction_weights(kind: str, n: int, gamma: float | None = None) -> np.ndar
     return 1 - gamma * to_go / n if kind == "linear" else float(gamma) ** to_go
 
 
-def fixed_point_correction(losses, weights):
+def fixed_point_correction(losses: ArrayLike, weights: ArrayLike) -> Array:
     """The weighted sum of the losses of several states.
 
     Args:

@@ -7,12 +7,19 @@ import jax
 
 
 class Status(enum.IntEnum):
-    """How a sample's solve ended."""
+    """How a sample's solve ended.
 
-    CONVERGED = 0  # residual under `tol`
-    MAX_STEPS = 1  # `max_steps` or `step_budget` reached first
-    STALLED = 2  # no further progress: residual flat, or the solver has no next step
-    DIVERGED = 3  # start or residual not finite, or residual far above its first value
+    Attributes:
+        CONVERGED: residual under `tol`.
+        MAX_STEPS: `max_steps` or `step_budget` reached first.
+        STALLED: no further progress; the residual is flat, or the solver has no next step.
+        DIVERGED: start or residual not finite, or residual far above its first value.
+    """
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    STALLED = 2
+    DIVERGED = 3
 
 
 class Solution(NamedTuple):

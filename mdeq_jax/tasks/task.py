@@ -89,7 +89,7 @@ class Task(abc.ABC):
 
         Args:
             batch: this device's examples.
-            key: random key, another one on each device.
+            key: random key, a different one on each device.
 
         Returns:
             A batch whose entries all begin with the number of examples.
@@ -98,10 +98,10 @@ class Task(abc.ABC):
         return batch
 
     def initial_carry(self, model: nn.Module, batch_size: int) -> PyTree:
-        """What the first batch finds, of what a batch leaves to the next one.
+        """The state before the first batch.
 
-        Row i of a batch may continue row i of the batch before, in training as in evaluation. The
-        carry holds what the model knows of that. It is kept in checkpoints.
+        Row i of a batch may continue row i of the previous batch, in training and in evaluation.
+        The carry is the state that the model takes over from that row. Checkpoints contain it.
 
         Args:
             model: of `build_model`.
@@ -114,17 +114,17 @@ class Task(abc.ABC):
         return ()
 
     def with_carry(self, batch: dict, carry: PyTree) -> dict:
-        """A batch with what the one before has left, for `inputs`.
+        """A batch with the carry added, for `inputs`.
 
         Args:
-            batch: without it; `inputs` must accept that too.
-            carry: of `initial_carry`, or of `next_carry` for the batch before.
+            batch: without a carry; `inputs` must accept that too.
+            carry: from `initial_carry`, or from `next_carry` of the previous batch.
         """
         del carry
         return batch
 
     def next_carry(self, outputs: ModelOutput) -> PyTree:
-        """What a batch leaves to the next one: arrays of the shapes of `initial_carry`'s.
+        """The carry for the next batch: arrays of the same shapes as those of `initial_carry`.
 
         Args:
             outputs: of `infer`, or of a training step.
@@ -178,11 +178,11 @@ class Task(abc.ABC):
         return False
 
     def exported_call(self, model: nn.Module) -> tuple[Any, Callable[[dict, Any], dict]]:
-        """What export.py exports: one evaluation of the model, in plain containers.
+        """The evaluation of a batch that export.py exports, in plain containers.
 
         Returns:
             Inputs for one example, of any values, and a function from variables and such inputs to
-            a dict of arrays: "logits" and, with an equilibrium, what was reached for each sample.
+            a dict of arrays: "logits" and, with an equilibrium, the report of each sample's solve.
         """
 
         def call(variables, inputs):
@@ -200,7 +200,7 @@ class Task(abc.ABC):
         return outputs
 
     def describe(self, metrics: dict[str, float]) -> list[str]:
-        """What this task adds to the summary line of an evaluation.
+        """The task's part of the summary line of an evaluation.
 
         Args:
             metrics: with "eval/NAME" for each number of `finalize`.
@@ -208,7 +208,7 @@ class Task(abc.ABC):
         return [metric.describe(metrics[f"eval/{metric.name}"]) for metric in self.metrics]
 
     def complete(self, config: ConfigDict, dataset: Dataset) -> ConfigDict:
-        """The config with the fields that the data decide, if they are not set."""
+        """The config with the fields that the data determine, unless they are set."""
         del dataset
         return config
 

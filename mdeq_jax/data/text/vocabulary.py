@@ -56,7 +56,7 @@ class Vocabulary:
         """Returns the numbers of a text, int32 `[N]`; unknown tokens have the number `unknown`.
 
         Args:
-            text: any text. Words are separated by white space, and each line ends with "<eos>".
+            text: any text. Words are separated by white space, and each line ends with `<eos>`.
             ends_line: whether the last line of words ends, too, if no line break follows it.
         """
         if self.unit == "character":
