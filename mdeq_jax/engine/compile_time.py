@@ -6,12 +6,12 @@ from ml_collections import ConfigDict
 from mdeq_jax.runtime.first_call import first_call
 from mdeq_jax.runtime.hosts import log
 
-# Seconds a parameter tensor on a 2-core CPU, over `benchmarks/RESULTS.md`, "The first step". The
+# Seconds a parameter tensor on two idle CPU cores (`benchmarks/RESULTS.md`, "The first step"). The
 # time grows with the operations in the cell, and hardly depends on the batch or the step counts.
 SECONDS_PER_TENSOR = {
-    "the pretraining step": 0.2,
-    "the training step": 0.33,
-    "the training step with the Jacobian loss": 0.5,
+    "the pretraining step": 0.15,
+    "the training step": 0.25,
+    "the training step with the Jacobian loss": 0.3,
     "the evaluation step": 0.1,
 }
 # Parts of a config that decide no program.
