@@ -16,7 +16,7 @@ PROGRAM = """
   %c = (s32[], f32[8]{0}) parameter(0)
   %i = s32[] get-tuple-element(%c), index=0
   %z = f32[8]{0} get-tuple-element(%c), index=1
-  %fz = f32[8]{0} copy(%z), metadata={op_name="jit(f)/while/body/jit(apply_cell)/mul"}
+  %fz = f32[8]{0} copy(%z), metadata={op_name="jit(f)/while/body/jit(apply_cell)/group_norm/mul"}
   %update = f32[8]{0} copy(%fz), metadata={op_name="jit(f)/while/body/sub"}
   ROOT %t = (s32[], f32[8]{0}) tuple(%i, %update)
 }
@@ -25,14 +25,14 @@ PROGRAM = """
   %c.1 = (s32[], f32[8]{0}) parameter(0)
   %i.1 = s32[] get-tuple-element(%c.1), index=0
   %z.1 = f32[8]{0} get-tuple-element(%c.1), index=1
-  %fz.1 = f32[8]{0} copy(%z.1), metadata={op_name="while/body/transpose(jvp(apply_cell))/mul"}
+  %fz.1 = f32[8]{0} copy(%z.1), metadata={op_name="body/transpose(jvp(apply_cell))/group_norm/mul"}
   %update.1 = f32[8]{0} copy(%fz.1)
   ROOT %t.1 = (s32[], f32[8]{0}) tuple(%i.1, %update.1)
 }
 
-%draw (c.2: (s32[], f32[8])) -> (s32[], f32[8]) {
+%taps (c.2: (s32[], f32[8])) -> (s32[], f32[8]) {
   %c.2 = (s32[], f32[8]{0}) parameter(0)
-  ROOT %random = (s32[], f32[8]{0}) copy(%c.2)
+  ROOT %tap = (s32[], f32[8]{0}) copy(%c.2), metadata={op_name="jvp(apply_cell)/while/body/dot"}
 }
 
 %branch (c.3: f32[8]) -> f32[8] {
@@ -44,8 +44,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
   %zero = s32[] constant(0)
   %broadcast.1 = f32[8]{0} broadcast(%zero), dimensions={}
-  %drawn = (s32[], f32[8]{0}) tuple(%zero, %x)
-  %loop.0 = (s32[], f32[8]{0}) while(%drawn), condition=%cond, body=%draw
+  %kernel = (s32[], f32[8]{0}) tuple(%zero, %x)
+  %loop.0 = (s32[], f32[8]{0}) while(%kernel), condition=%cond, body=%taps
   %first = (s32[], f32[8]{0}) tuple(%zero, %broadcast.1)
   %loop.1 = (s32[], f32[8]{0}) while(%first), condition=%cond, body=%step
   %end = f32[8]{0} get-tuple-element(%loop.1), index=1
@@ -63,7 +63,7 @@ def test_kernels_of_a_step_are_assigned_to_its_parts():
     assert parts["cell"] == {"fz"} and parts["pullback"] == {"fz.1"}
     assert "update" in parts["forward"] and "update.1" in parts["backward"]
     assert parts["buffers"] == {"broadcast.1"}
-    assert {"random", "head", "fallen"} <= parts["rest"]
+    assert {"tap", "head", "fallen"} <= parts["rest"]
     everything = [name for names in parts.values() for name in names]
     assert len(everything) == len(set(everything))
     with pytest.raises(RuntimeError, match="has 1 loops that evaluate the cell"):
