@@ -163,7 +163,9 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
             # the slowest of its batch; "auto": on CPUs, once the first batches have shown that it
             # saves more time than it takes to compile; "off"
             continuous_batching="auto",
-            slots=placeholder(int),  # examples in flight on each device; None: 16 on CPUs
+            # examples in flight on each device, and texts that --generate makes at a time; None: 16
+            # on CPUs
+            slots=placeholder(int),
             scales=(1.0,),  # segmentation: of the image; the probabilities are averaged
             flip=False,  # segmentation: average with the mirrored image
             window=placeholder(tuple),  # segmentation: height, width; None: whole images

@@ -19,7 +19,7 @@ from mdeq_jax.runtime.compilation import (
     choose_short_loops,
     keep_compiled_programs,
 )
-from mdeq_jax.tasks import GenerationRequest
+from mdeq_jax.tasks import GenerationRequest, read_prompts
 
 _CONFIG = command_line.define_config()
 _WORKDIR = command_line.define_path(
@@ -57,11 +57,16 @@ _GENERATE = flags.DEFINE_integer(
     "generate", None, "Language models: make a text of this many tokens; WORKDIR/samples.txt."
 )
 _SAMPLING = {
-    "prompt": flags.DEFINE_string("prompt", "", "--generate: how the text begins."),
+    "prompt": flags.DEFINE_string("prompt", None, "--generate: how the text begins."),
     "temperature": flags.DEFINE_float("temperature", 1.0, "--generate: 0: the most likely tokens."),
     "top_k": flags.DEFINE_integer("top_k", None, "--generate: draw among so many tokens only."),
-    "num_samples": flags.DEFINE_integer("num_samples", 1, "--generate: texts, made at once."),
+    "num_samples": flags.DEFINE_integer("num_samples", 1, "--generate: texts of each prompt."),
 }
+_PROMPTS = command_line.define_path(
+    "prompts",
+    "--generate: instead of --prompt, a file with one prompt a line, or - for standard input. "
+    "--config.eval.slots of the texts are made at a time.",
+)
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
 
@@ -80,7 +85,9 @@ def main(_):
             print(training.predict(config, workdir, _PREDICT.value, checkpoint=checkpoint))
             return
         if _GENERATE.value is not None:
-            chosen = {name: flag.value for name, flag in _SAMPLING.items()}
+            chosen = {n: flag.value for n, flag in _SAMPLING.items() if flag.value is not None}
+            if _PROMPTS.value is not None:
+                chosen["prompts"] = read_prompts(_PROMPTS.value)
             request = GenerationRequest(_GENERATE.value, seed=config.seed, **chosen)
             print(training.generate(config, workdir, request, checkpoint=checkpoint))
             return
@@ -100,6 +107,7 @@ def run():
     exclusive = ["predict", "save_predictions", "sweep_steps", "generate"]
     flags.mark_flags_as_mutual_exclusive(exclusive)
     flags.mark_flags_as_mutual_exclusive(["pretrained", "workdir"])
+    flags.mark_flags_as_mutual_exclusive(["prompt", "prompts"])
     command_line.run(main, __name__, prepare=pretrained.complete_arguments)
 
 

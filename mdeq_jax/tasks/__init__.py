@@ -10,7 +10,7 @@ from mdeq_jax.models import MODELS
 from mdeq_jax.tasks.classification.task import Classification
 from mdeq_jax.tasks.language.task import LanguageModel
 from mdeq_jax.tasks.metric import Metric
-from mdeq_jax.tasks.requests import GenerationRequest, TrainedModel
+from mdeq_jax.tasks.requests import GenerationRequest, TrainedModel, read_prompts
 from mdeq_jax.tasks.segmentation.task import Segmentation
 from mdeq_jax.tasks.task import Task
 
@@ -21,6 +21,7 @@ __all__ = [
     "Task",
     "TrainedModel",
     "build_task",
+    "read_prompts",
     "task_type",
 ]
 

@@ -1,5 +1,7 @@
 """What the engine hands to a task besides outputs and batches."""
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -28,9 +30,10 @@ class GenerationRequest(NamedTuple):
     Attributes:
         length: of each example.
         prompt: how each one begins.
+        prompts: how they begin, instead of `prompt`: `num_samples` of each.
         temperature: 0 always takes the most likely continuation; 1 draws from the model.
         top_k: draw among this many continuations; None: among all.
-        num_samples: examples, made at once.
+        num_samples: examples of each prompt.
         seed: of the draws.
         compare: whether to measure what is gained by starting from earlier solves.
     """
@@ -42,3 +45,21 @@ class GenerationRequest(NamedTuple):
     num_samples: int = 1
     seed: int = 0
     compare: bool = True
+    prompts: tuple[str, ...] | None = None
+
+
+def read_prompts(source: str) -> tuple[str, ...]:
+    """The lines of a UTF-8 file, or of standard input for "-", without those that are empty.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: there is no prompt.
+    """
+    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    prompts = tuple(line for line in text.split("\n") if line)
+    if not prompts:
+        raise ValueError(
+            f"--prompts needs one prompt a line; got {source!r} without any. For texts without a "
+            "prompt, leave --prompts out and set --num_samples."
+        )
+    return prompts

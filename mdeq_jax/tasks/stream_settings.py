@@ -57,12 +57,22 @@ def check_stream(task: Task, config: ConfigDict) -> None:
     Raises:
         ValueError: an unknown choice, no slot, or "on" where it is not available.
     """
-    choice, slots = config.eval.continuous_batching, config.eval.slots
+    choice = config.eval.continuous_batching
     if choice not in CHOICES:
         raise ValueError(f"eval.continuous_batching must be one of {CHOICES}; got {choice!r}.")
-    if slots is not None and slots < 1:
-        raise ValueError(f"eval.slots must be at least 1, or None; got {slots}.")
+    check_slots(config)
     if choice == "on" and (reason := why_not(task, config)):
         raise ValueError(
             f"eval.continuous_batching='on' is not available: {reason}. Set it to 'auto' or 'off'."
         )
+
+
+def check_slots(config: ConfigDict) -> None:
+    """Refuses a number of slots that cannot work.
+
+    Raises:
+        ValueError: `eval.slots` is below 1.
+    """
+    slots = config.eval.slots
+    if slots is not None and slots < 1:
+        raise ValueError(f"eval.slots must be at least 1, or None; got {slots}.")

@@ -1,21 +1,25 @@
 """Samples of text from a trained model, and what they cost."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from mdeq_jax import hardware
 from mdeq_jax.data import Vocabulary, load_vocabulary
 from mdeq_jax.models import family_of
-from mdeq_jax.tasks.language.generation import Generated, generate
+from mdeq_jax.tasks.language.generation import Generated, Generator, Text
 from mdeq_jax.tasks.requests import GenerationRequest, TrainedModel
+from mdeq_jax.tasks.stream_settings import CPU_SLOTS, check_slots
 
 FILE = "samples.txt"
 FIRST = "\n"  # what comes before a text without a prompt
 DEFAULT_SEGMENT_LENGTH = 64
 MAX_COMPARED = 16  # tokens for which the text before them is solved anew
+SLOTS = 64  # of devices other than CPUs
 
 
 def write_samples(trained: TrainedModel, request: GenerationRequest, workdir: Path) -> str:
@@ -27,25 +31,48 @@ def write_samples(trained: TrainedModel, request: GenerationRequest, workdir: Pa
     """
     vocabulary = load_vocabulary(workdir)
     check_request(request, vocabulary)
-    prompt = encode_prompt(request.prompt, vocabulary)
-    result = run(trained, prompt, request)
-    texts = [request.prompt + _continuation(row, vocabulary) for row in result.tokens]
-    samples = "\n\n".join(
-        f"--- sample {number} of {len(texts)}\n{text}" for number, text in enumerate(texts, 1)
-    )
+    check_slots(trained.config)
+    begins = (request.prompt,) if request.prompts is None else request.prompts
+    prompts = [encode_prompt(begin, vocabulary) for begin in begins]
+    texts = [Text(prompt, i) for prompt in prompts for i in range(request.num_samples)]
+    generator = make_generator(trained, request, len(texts))
+    result = generator(texts, warm=family_of(trained.config).has_equilibrium)
+    samples = _listed(begins, result.tokens, request, vocabulary)
     lines = [samples, ""]
-    unknown = int(np.sum(prompt == vocabulary.unknown))
+    encoded = np.concatenate(prompts)
+    unknown = int(np.sum(encoded == vocabulary.unknown))
     if unknown:
         lines.append(
-            f"Note: the training text lacks {unknown} of the {len(prompt)} {vocabulary.unit}s of "
-            "the prompt, which count as unknown."
+            f"Note: the training text lacks {unknown} of the {len(encoded)} {vocabulary.unit}s of "
+            f"the prompt{'s' * (len(begins) > 1)}, which count as unknown."
         )
     lines.append(_cost("Each", vocabulary, result))
-    if request.compare:
-        lines += compare(trained, prompt, request, result, vocabulary)
+    if result.slots > 1:
+        lines.append(
+            f"With {result.slots} texts at a time, these are {result.tokens_per_second:,.0f} new "
+            f"{vocabulary.unit}s per second."
+        )
+    if request.compare and len(prompts) == 1:
+        lines += compare(trained, generator, texts, result, vocabulary)
     path = workdir / FILE
     path.write_text(samples + "\n")
     return "\n".join([*lines, f"Wrote {path}."])
+
+
+def _listed(
+    begins: tuple[str, ...], tokens: np.ndarray, request: GenerationRequest, vocabulary: Vocabulary
+) -> str:
+    """The texts in the order of their prompts, each under a line that names it."""
+    texts = []
+    for number, row in enumerate(tokens):
+        prompt, sample = divmod(number, request.num_samples)
+        names = []
+        if len(begins) > 1:
+            names.append(f"prompt {prompt + 1} of {len(begins)}")
+        if len(begins) == 1 or request.num_samples > 1:
+            names.append(f"sample {sample + 1} of {request.num_samples}")
+        texts.append(f"--- {', '.join(names)}\n{begins[prompt]}{_continuation(row, vocabulary)}")
+    return "\n\n".join(texts)
 
 
 def check_request(request: GenerationRequest, vocabulary: Vocabulary) -> None:
@@ -75,19 +102,16 @@ def encode_prompt(text: str, vocabulary: Vocabulary) -> np.ndarray:
     return tokens if len(tokens) else vocabulary.encode(FIRST)
 
 
-def run(
-    trained: TrainedModel, prompt: np.ndarray, request: GenerationRequest, **options: Any
-) -> Generated:
-    """`generate`, with segments as short as the model allows."""
+def make_generator(trained: TrainedModel, request: GenerationRequest, num_texts: int) -> Generator:
+    """A generator with segments as short as the model allows, and `eval.slots` texts at a time."""
     model: Any = trained.model
-    options.setdefault("warm", family_of(trained.config).has_equilibrium)
-    return generate(
+    slots = CPU_SLOTS if hardware.target().platform == "cpu" else SLOTS
+    return Generator(
         model,
         trained.variables,
-        prompt,
         request,
         segment_length=model.shortest_segment(_segment_length(trained)),
-        **options,
+        slots=min(trained.config.eval.slots or slots, num_texts),
     )
 
 
@@ -97,19 +121,27 @@ def _segment_length(trained: TrainedModel) -> int:
 
 def compare(
     trained: TrainedModel,
-    prompt: np.ndarray,
-    request: GenerationRequest,
+    generator: Generator,
+    texts: Sequence[Text],
     result: Generated,
     vocabulary: Vocabulary,
 ) -> list[str]:
-    """Lines on the same tokens without the warm start, and without the memory's reuse."""
+    """Lines on the same tokens without the warm start, and without the memory's reuse.
+
+    Args:
+        trained: the model.
+        generator: that made `result`.
+        texts: samples of one prompt.
+        result: of the generator for these texts.
+        vocabulary: of the model.
+    """
     if result.nfe is None:
         return []
-    cold = run(trained, prompt, request, warm=False, forced=result.tokens)
+    cold = generator(texts, warm=False, forced=result.tokens)
     lines = [_cost("Without the warm start, each", vocabulary, cold)]
     model: Any = trained.model
     if model.shortest_segment(_segment_length(trained)) == 1:
-        lines.append(_solved_anew(trained, prompt, result, vocabulary))
+        lines.append(_solved_anew(trained, texts[0].prompt, result, vocabulary))
     return lines
 
 
@@ -117,8 +149,8 @@ def _solved_anew(
     trained: TrainedModel, prompt: np.ndarray, result: Generated, vocabulary: Vocabulary
 ) -> str:
     """A line on what a token costs if the text before it is solved anew, without a memory."""
-    batch = len(result.tokens)
-    tokens = np.concatenate([np.broadcast_to(prompt, (batch, len(prompt))), result.tokens], axis=1)
+    batch, new = result.slots, result.tokens[: result.slots]
+    tokens = np.concatenate([np.broadcast_to(prompt, (batch, len(prompt))), new], axis=1)
     model: Any = trained.model
     length = min(tokens.shape[1] - 1, _segment_length(trained))
 
@@ -151,7 +183,9 @@ def closing_sample(trained: TrainedModel, workdir: Path) -> list[str]:
         top_k=min(40, vocabulary.size),
         seed=trained.config.seed,
     )
-    result = run(trained, encode_prompt("", vocabulary), request)
+    generator = make_generator(trained, request, num_texts=1)
+    prompt = encode_prompt("", vocabulary)
+    result = generator([Text(prompt)], warm=family_of(trained.config).has_equilibrium)
     text = _continuation(result.tokens[0], vocabulary)
     return ["A sample (temperature 0.8, top_k 40):", text, _cost("Each", vocabulary, result)]
 

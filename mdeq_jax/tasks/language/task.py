@@ -141,7 +141,7 @@ class LanguageModel(Task):
         return {"tokens": jnp.zeros((1, 1), jnp.int32), "memory": tuple(empty)}, call
 
     def generate(self, trained: TrainedModel, request: GenerationRequest, workdir: Path) -> str:
-        """Continues the prompt; writes `workdir/samples.txt`."""
+        """Continues the prompts; writes `workdir/samples.txt`."""
         return write_samples(trained, request, workdir)
 
     def review(self, trained: TrainedModel, dataset: Dataset, max_examples: int) -> Review:

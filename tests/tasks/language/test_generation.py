@@ -8,11 +8,14 @@ import pytest
 from mdeq_jax.data import load_dataset
 from mdeq_jax.models import build_model
 from mdeq_jax.tasks import GenerationRequest
-from mdeq_jax.tasks.language.generation import draw_from, generate
+from mdeq_jax.tasks.language.generation import Generator, Text, draw_from
+from mdeq_jax.tasks.language.slot_plan import IDLE, plan_slots
 from mdeq_jax.tasks.language.task import LanguageModel
 
 PROMPT = np.array([3, 1, 4, 1, 5], np.int32)
 GREEDY = GenerationRequest(length=6, temperature=0.0, num_samples=2)
+DRAWN = GenerationRequest(length=6, temperature=0.7, num_samples=2, seed=3)
+TEXTS = [Text(PROMPT, sample) for sample in range(2)]
 SOLVER = {"solver.forward.max_steps": 40, "solver.forward.tol": 1e-6}
 
 
@@ -54,20 +57,58 @@ def test_the_most_likely_continuation(language_config, expected, family, lengths
     tokens = expected(model, variables)
     assert len(set(tokens.tolist())) > 1
     for length in lengths:
+        generator = Generator(model, variables, GREEDY, segment_length=length, slots=2)
         for warm in {family != "transformer", False}:
-            result = generate(model, variables, PROMPT, GREEDY, segment_length=length, warm=warm)
+            result = generator(TEXTS, warm=warm)
             np.testing.assert_array_equal(result.tokens, [tokens] * 2)
             assert (result.nfe is None) == (family == "transformer")
 
 
-def test_a_full_segment_moves_into_the_memory(language_config):
-    """Segments of three tokens and a memory that holds the rest give the same text."""
+@pytest.fixture(scope="module")
+def transformer(language_config):
+    """A model and its generators with two slots: of segments with one and with three tokens."""
     model, variables = prepare(language_config, "deq_transformer")
-    results = [
-        generate(model, variables, PROMPT, GREEDY, segment_length=length).tokens
+    return model, {
+        length: Generator(model, variables, DRAWN, segment_length=length, slots=2)
         for length in (1, 3)
-    ]
+    }
+
+
+def test_a_full_segment_moves_into_the_memory(transformer):
+    """Segments of three tokens and a memory that holds the rest give the same text."""
+    _, generators = transformer
+    results = [generator([Text(PROMPT)]).tokens for generator in generators.values()]
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_text_does_not_depend_on_its_neighbours(transformer, length):
+    """Five texts of other lengths through two slots, in any order, and each one alone."""
+    generator = transformer[1][length]
+    texts = [Text(PROMPT[:n], sample) for n, sample in ((5, 0), (1, 0), (3, 1), (1, 1), (5, 1))]
+    together = generator(texts)
+    assert len({tuple(row) for row in together.tokens}) == 5
+    alone = [generator([text]).tokens[0] for text in texts]
+    np.testing.assert_array_equal(together.tokens, alone)
+    np.testing.assert_array_equal(generator(texts[::-1]).tokens, alone[::-1])
+    # 40 steps in two slots, of which the last one waits for the other for a few.
+    assert together.nfe is not None and len(together.nfe) < 26
+
+
+def test_an_idle_slot_delays_no_other(transformer):
+    """The solves of a text that is alone end as if there were no other slot."""
+    _, generators = transformer
+    with_idle = generators[1]([Text(PROMPT)])
+    with_itself = generators[1]([Text(PROMPT)] * 2)
+    np.testing.assert_array_equal(with_itself.tokens, [with_idle.tokens[0]] * 2)
+    np.testing.assert_array_equal(with_itself.nfe, with_idle.nfe)
+
+
+def test_slots_take_texts_in_order():
+    plan = plan_slots([2, 4, 1, 2], slots=2)
+    np.testing.assert_array_equal(plan.text, [[0, 1], [0, 1], [2, 1], [3, 1], [3, IDLE]])
+    np.testing.assert_array_equal(plan.number, [[0, 0], [1, 1], [0, 2], [0, 3], [1, IDLE]])
+    assert [(place.slot, place.first) for place in plan.places] == [(0, 0), (1, 0), (0, 2), (0, 3)]
 
 
 def test_segments_are_short_only_if_the_memory_replaces_them(language_config):
@@ -81,10 +122,10 @@ def test_segments_are_short_only_if_the_memory_replaces_them(language_config):
 
 def test_draws():
     log_probs = jnp.log(jnp.array([[0.5, 0.3, 0.2]] * 4000))
-    key = jax.random.key(0)
+    keys = jax.random.split(jax.random.key(0), 4000)
 
     def shares(**settings):
-        tokens = draw_from(GenerationRequest(1, **settings))(log_probs, key)
+        tokens = draw_from(GenerationRequest(1, **settings))(log_probs, keys)
         return np.bincount(tokens, minlength=3) / 4000
 
     np.testing.assert_allclose(shares(), [0.5, 0.3, 0.2], atol=0.03)

@@ -17,7 +17,7 @@ from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.implicit import spectral_radius
 from mdeq_jax.models.language import Segment
 from mdeq_jax.runtime import devices
-from mdeq_jax.tasks import GenerationRequest, build_task
+from mdeq_jax.tasks import GenerationRequest, build_task, read_prompts
 from mdeq_jax.training import evaluate, generate, train_and_evaluate
 from tests.helpers.tiny import override
 from tests.helpers.toy_language import SIZES
@@ -202,6 +202,36 @@ def test_samples(trained):
     assert len(set(samples)) == 3 and generate(config, workdir, request).startswith(saved[:-1])
     costs = [float(n) for n in re.findall(r"takes ([\d.]+) evaluations of the cell", printed)]
     assert len(costs) == 3 and costs[0] < costs[1]
+    assert "With 3 texts at a time" in printed
+
+
+def test_samples_of_several_prompts(trained, tmp_path):
+    """They are those of each prompt alone, in order, in fewer slots than texts."""
+    config, workdir, _ = trained
+    (tmp_path / "prompts.txt").write_text("the c\n\na bird sings\ndog\n")
+    prompts = read_prompts(str(tmp_path / "prompts.txt"))
+    assert prompts == ("the c", "a bird sings", "dog")
+    request = GenerationRequest(12, top_k=5, num_samples=2, prompts=prompts, compare=False)
+    config = override(config.copy_and_resolve_references(), {"eval.slots": 2})
+    printed = generate(config, workdir, request)
+    names, texts = read_samples(workdir)
+    assert printed.count("evaluations of the cell") == 1 and "With 2 texts at a time" in printed
+    assert names == [f"prompt {p} of 3, sample {s} of 2" for p in (1, 2, 3) for s in (1, 2)]
+    alone = request._replace(prompt=prompts[1], prompts=None)
+    generate(config, workdir, alone)
+    assert read_samples(workdir) == (["sample 1 of 2", "sample 2 of 2"], texts[2:4])
+
+
+def read_samples(workdir):
+    """The names and the texts in `samples.txt`."""
+    parts = re.split(r"(?m)^--- (.*)\n", (workdir / "samples.txt").read_text())
+    return parts[1::2], [text.rstrip("\n") for text in parts[2::2]]
+
+
+def test_a_file_without_prompts_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"--prompts needs one prompt a line; got '.*empty.txt'"):
+        read_prompts(str(tmp_path / "empty.txt"))
 
 
 @pytest.mark.slow
