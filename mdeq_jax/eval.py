@@ -50,8 +50,7 @@ _PRETRAINED = flags.DEFINE_string(
     "--workdir; its own config is used unless --config is given.",
 )
 _SPLIT = command_line.define_path(
-    "split",
-    "Evaluate on this split of the data set, e.g. train or test; of image_folder, on this folder.",
+    "split", "Evaluate on this split, e.g. train or test; of image_folder, on this folder."
 )
 _GENERATE = flags.DEFINE_integer(
     "generate", None, "Language models: make a text of this many tokens; WORKDIR/samples.txt."
@@ -63,9 +62,7 @@ _SAMPLING = {
     "num_samples": flags.DEFINE_integer("num_samples", 1, "--generate: texts of each prompt."),
 }
 _PROMPTS = command_line.define_path(
-    "prompts",
-    "--generate: instead of --prompt, a file with one prompt a line, or - for standard input. "
-    "--config.eval.slots of the texts are made at a time.",
+    "prompts", "--generate: a file with one prompt a line, or - for standard input; not --prompt."
 )
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
@@ -86,8 +83,7 @@ def main(_):
             return
         if _GENERATE.value is not None:
             chosen = {n: flag.value for n, flag in _SAMPLING.items() if flag.value is not None}
-            if _PROMPTS.value is not None:
-                chosen["prompts"] = read_prompts(_PROMPTS.value)
+            chosen["prompts"] = read_prompts(_PROMPTS.value)
             request = GenerationRequest(_GENERATE.value, seed=config.seed, **chosen)
             print(training.generate(config, workdir, request, checkpoint=checkpoint))
             return
@@ -104,8 +100,7 @@ def main(_):
 
 def run():
     """Parses the command line and evaluates."""
-    exclusive = ["predict", "save_predictions", "sweep_steps", "generate"]
-    flags.mark_flags_as_mutual_exclusive(exclusive)
+    flags.mark_flags_as_mutual_exclusive(["predict", "save_predictions", "sweep_steps", "generate"])
     flags.mark_flags_as_mutual_exclusive(["pretrained", "workdir"])
     flags.mark_flags_as_mutual_exclusive(["prompt", "prompts"])
     command_line.run(main, __name__, prepare=pretrained.complete_arguments)

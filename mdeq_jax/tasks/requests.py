@@ -48,13 +48,22 @@ class GenerationRequest(NamedTuple):
     prompts: tuple[str, ...] | None = None
 
 
-def read_prompts(source: str) -> tuple[str, ...]:
+def read_prompts(source: str | None) -> tuple[str, ...] | None:
     """The lines of a UTF-8 file, or of standard input for "-", without those that are empty.
 
+    None for None.
+
     Raises:
-        OSError: the file cannot be read.
+        FileNotFoundError: there is no such file.
         ValueError: there is no prompt.
     """
+    if source is None:
+        return None
+    if source != "-" and not Path(source).is_file():
+        raise FileNotFoundError(
+            f"--prompts={source} is no file: give a text file with one prompt a line, or - for "
+            "standard input."
+        )
     text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     prompts = tuple(line for line in text.split("\n") if line)
     if not prompts:

@@ -211,7 +211,7 @@ def test_samples_of_several_prompts(trained, tmp_path):
     (tmp_path / "prompts.txt").write_text("the c\n\na bird sings\ndog\n")
     prompts = read_prompts(str(tmp_path / "prompts.txt"))
     assert prompts == ("the c", "a bird sings", "dog")
-    request = GenerationRequest(12, top_k=5, num_samples=2, prompts=prompts, compare=False)
+    request = GenerationRequest(12, top_k=5, num_samples=2, prompts=prompts)
     config = override(config.copy_and_resolve_references(), {"eval.slots": 2})
     printed = generate(config, workdir, request)
     names, texts = read_samples(workdir)
@@ -228,10 +228,12 @@ def read_samples(workdir):
     return parts[1::2], [text.rstrip("\n") for text in parts[2::2]]
 
 
-def test_a_file_without_prompts_is_refused(tmp_path):
+def test_files_without_prompts_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(ValueError, match=r"--prompts needs one prompt a line; got '.*empty.txt'"):
         read_prompts(str(tmp_path / "empty.txt"))
+    with pytest.raises(FileNotFoundError, match="is no file: give a text file with one prompt"):
+        read_prompts(str(tmp_path / "missing.txt"))
 
 
 @pytest.mark.slow
