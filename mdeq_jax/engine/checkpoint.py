@@ -10,13 +10,13 @@ is a number is therefore never half of one.
 """
 
 import contextlib
+import functools
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from mdeq_jax.engine.state import TrainState
 from mdeq_jax.tree import PyTree
@@ -49,12 +49,20 @@ class Checkpoints:
         self.path = Path(workdir).resolve() / folder
         if write and jax.process_index() == 0:
             _remove_unfinished(self.path)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=write)
-        self._manager = ocp.CheckpointManager(self.path, options=options)
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._options: dict[str, Any] = {"max_to_keep": keep, "create": write}
+
+    @functools.cached_property
+    def _manager(self):
+        """Orbax's manager, made when a checkpoint is first read or written."""
+        ocp = _orbax()
+        return ocp.CheckpointManager(
+            self.path, options=ocp.CheckpointManagerOptions(**self._options)
+        )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if _steps(self.path) else None
 
     def save(self, state: TrainState, data_state: dict, carry: PyTree = ()) -> None:
         """Starts saving in the background; `wait` or `close` ends it.
@@ -68,15 +76,15 @@ class Checkpoints:
             CheckpointError: this one or the one before could not be written.
         """
         items = {
-            "variables": ocp.args.StandardSave(state.variables),
-            "optimizer": ocp.args.StandardSave(_optimizer_item(state)),
-            "data": ocp.args.JsonSave(data_state),
+            "variables": _orbax().args.StandardSave(state.variables),
+            "optimizer": _orbax().args.StandardSave(_optimizer_item(state)),
+            "data": _orbax().args.JsonSave(data_state),
         }
         if state.average:
-            items["average"] = ocp.args.StandardSave(state.average)
+            items["average"] = _orbax().args.StandardSave(state.average)
         if leaves := _carry_item(carry):
-            items["carry"] = ocp.args.StandardSave(leaves)
-            items["carry_shapes"] = ocp.args.JsonSave(_shapes(leaves))
+            items["carry"] = _orbax().args.StandardSave(leaves)
+            items["carry_shapes"] = _orbax().args.JsonSave(_shapes(leaves))
         self._save(int(state.step), items)
 
     def save_scored(self, state: TrainState, score: float) -> None:
@@ -87,8 +95,8 @@ class Checkpoints:
         """
         name = "average" if state.average else "variables"
         items = {
-            name: ocp.args.StandardSave(state.eval_variables),
-            "score": ocp.args.JsonSave({"score": score}),
+            name: _orbax().args.StandardSave(state.eval_variables),
+            "score": _orbax().args.JsonSave({"score": score}),
         }
         self._save(int(state.step), items)
 
@@ -96,14 +104,14 @@ class Checkpoints:
         with self._explained():
             # Orbax refuses a second save of a step, which would be identical.
             if step not in self._manager.all_steps():
-                self._manager.save(step, args=ocp.args.Composite(**items))
+                self._manager.save(step, args=_orbax().args.Composite(**items))
 
     def best_score(self) -> float | None:
         """The metric of the newest scored checkpoint; None if there is none."""
         step = self.latest_step()
         if step is None:
             return None
-        args = ocp.args.Composite(score=ocp.args.JsonRestore())
+        args = _orbax().args.Composite(score=_orbax().args.JsonRestore())
         restored: Any = self._manager.restore(step, args=args)
         return restored.score["score"]
 
@@ -117,13 +125,15 @@ class Checkpoints:
             FileNotFoundError: there is no checkpoint.
         """
         items = {
-            "variables": ocp.args.StandardRestore(_abstract(like.variables)),
-            "optimizer": ocp.args.StandardRestore(_abstract(_optimizer_item(like))),
-            "data": ocp.args.JsonRestore(),
+            "variables": _orbax().args.StandardRestore(_abstract(like.variables)),
+            "optimizer": _orbax().args.StandardRestore(_abstract(_optimizer_item(like))),
+            "data": _orbax().args.JsonRestore(),
         }
         if like.average:
-            items["average"] = ocp.args.StandardRestore(_abstract(like.average))
-        restored: Any = self._manager.restore(self._step(None), args=ocp.args.Composite(**items))
+            items["average"] = _orbax().args.StandardRestore(_abstract(like.average))
+        restored: Any = self._manager.restore(
+            self._step(None), args=_orbax().args.Composite(**items)
+        )
         state = like.replace(
             step=restored.optimizer["step"],
             params=restored.variables["params"],
@@ -146,9 +156,9 @@ class Checkpoints:
         step, item = self._step(None), _carry_item(initial)
         if not item or not (self.path / str(step) / "carry").is_dir():
             return initial
-        args = ocp.args.Composite(
-            carry=ocp.args.StandardRestore(_abstract(item)),
-            carry_shapes=ocp.args.JsonRestore(),  # Orbax would cut or pad other shapes
+        args = _orbax().args.Composite(
+            carry=_orbax().args.StandardRestore(_abstract(item)),
+            carry_shapes=_orbax().args.JsonRestore(),  # Orbax would cut or pad other shapes
         )
         restored: Any = self._manager.restore(step, args=args)
         if restored.carry_shapes != _shapes(item):
@@ -174,7 +184,7 @@ class Checkpoints:
         """
         step = self._step(step)
         name = "average" if (self.path / str(step) / "average").is_dir() else "variables"
-        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(_abstract(like))})
+        args = _orbax().args.Composite(**{name: _orbax().args.StandardRestore(_abstract(like))})
         return self._manager.restore(step, args=args)[name], step
 
     def _step(self, wanted: int | None) -> int:
@@ -199,7 +209,8 @@ class Checkpoints:
             CheckpointError: one could not be written.
         """
         with self._explained():
-            self._manager.wait_until_finished()
+            if "_manager" in self.__dict__:
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Ends saves and frees the manager.
@@ -208,14 +219,15 @@ class Checkpoints:
             CheckpointError: one could not be written.
         """
         with self._explained():
-            self._manager.close()
+            if "_manager" in self.__dict__:
+                self._manager.close()
 
     @contextlib.contextmanager
     def _explained(self):
         try:
             yield
         except Exception as error:  # a full disk is an error of another type in every layer
-            whole = sorted(int(p.name) for p in self.path.glob("*") if p.name.isdigit())
+            whole = _steps(self.path)
             intact = f"the checkpoints of steps {whole} are" if whole else "there is none before it"
             raise CheckpointError(
                 f"A checkpoint could not be written to {self.path}: {_first_line(error)}\n"
@@ -232,6 +244,18 @@ class Checkpoints:
         else:  # the error being raised explains more than one of closing would
             with contextlib.suppress(CheckpointError):
                 self.close()
+
+
+def _orbax():
+    """Imported when needed: it takes 0.2 s, and a new run first compiles its training step."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -91,6 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
             traced = (plot, model, shapes.eval_variables, task, dataset, config)
             later["convergence"] = convergence.compile_job(*traced)
         program.compile_early(shapes, done, num_steps, later)
+        program.wait_until_traced()
         state = initialise()
         carry = task.initial_carry(model, config.train.batch_size)
         state, carry = _start(config, workdir, (state, carry), loader, checkpoints, num_steps)

@@ -1,5 +1,6 @@
 """The training step as a run calls it: mapped over the devices, compiled before its first call."""
 
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from mdeq_jax.engine.step import Report, make_train_step, training_config
 from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices
 from mdeq_jax.runtime.early_program import can_compile_early
+from mdeq_jax.runtime.garbage import no_collection
 from mdeq_jax.runtime.in_background import InBackground
 from mdeq_jax.tasks import Task
 from mdeq_jax.tree import PyTree
@@ -51,6 +53,7 @@ class TrainProgram:
         self._mapped = devices.pmap(step, static_argnums=(3,), donate_argnums=(0, 1))
         self._programs = InBackground({})
         self._called = set()  # phases
+        self._traced, self._started = threading.Event(), False
 
     def compile_early(
         self,
@@ -75,13 +78,28 @@ class TrainProgram:
             phases.append(True)
         if max(first_step, pretrain_steps) < num_steps:
             phases.append(False)
+        self._started = bool(phases)
         self._programs = InBackground(
             {**{phase: partial(self._compile, state, phase) for phase in phases}, **later}
         )
 
     def _compile(self, state: TrainState, pretraining: bool) -> Callable:
         with announced(_name(pretraining), state.variables, self._config):
-            return self._mapped.lower(*self._shapes(state), pretraining).compile()
+            try:
+                with no_collection():
+                    lowered = self._mapped.lower(*self._shapes(state), pretraining)
+            finally:
+                self._traced.set()
+            return lowered.compile()
+
+    def wait_until_traced(self) -> None:
+        """Waits while the thread of `compile_early` traces the first phase.
+
+        Python runs one thread at a time: what is traced or compiled meanwhile delays it by more
+        than it takes.
+        """
+        if self._started:
+            self._traced.wait()
 
     def _shapes(self, state: TrainState) -> tuple[TrainState, PyTree, dict]:
         """Shapes and types of the arguments, with the axis of the local devices."""

@@ -11,6 +11,7 @@ from mdeq_jax.implicit.equilibrium import equilibrium
 from mdeq_jax.implicit.gradients import GRADIENTS, GradientInfo, gradient_info
 from mdeq_jax.implicit.ift import ift
 from mdeq_jax.implicit.jacobian import SpectralRadius, jacobian_loss, spectral_radius
+from mdeq_jax.implicit.optional_jacobian import optional_jacobian_loss
 from mdeq_jax.implicit.phantom import neumann, one_step, phantom
 from mdeq_jax.implicit.problem import Cell, FixedPointProblem
 from mdeq_jax.implicit.reversible import reversible
@@ -33,6 +34,7 @@ __all__ = [
     "jacobian_loss",
     "neumann",
     "one_step",
+    "optional_jacobian_loss",
     "phantom",
     "reversible",
     "shine",

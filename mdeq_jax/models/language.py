@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit import BackwardStats, FixedPointProblem, equilibrium, jacobian_loss
+from mdeq_jax.implicit import BackwardStats, FixedPointProblem, equilibrium, optional_jacobian_loss
 from mdeq_jax.layers.adaptive_softmax import TokenDistribution
 from mdeq_jax.models.output import ForwardOptions
 from mdeq_jax.solvers import Solution
@@ -116,12 +116,7 @@ def regularise(problem: FixedPointProblem, z, forward: ForwardOptions, keys) -> 
     """
     if forward.with_jacobian is False:
         return jnp.float32(0)
-    keys = keys()
-    return lax.cond(
-        forward.with_jacobian,
-        lambda: jacobian_loss(problem, z=z, key=keys).astype(jnp.float32),
-        lambda: jnp.float32(0),
-    )
+    return optional_jacobian_loss(forward.with_jacobian, problem, z=z, key=keys())
 
 
 def keep_last(x: jax.Array, length: int) -> jax.Array:

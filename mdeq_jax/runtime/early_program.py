@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from mdeq_jax.runtime.garbage import no_collection
 from mdeq_jax.tree import PyTree
 
 
@@ -46,7 +47,9 @@ class EarlyProgram:
                 if self._called:
                     return
                 start = time.perf_counter()
-                self._function = self._function.lower(*shapes()).compile()
+                with no_collection():
+                    lowered = self._function.lower(*shapes())
+                self._function = lowered.compile()
                 self.early_s = time.perf_counter() - start
 
         return compile_program

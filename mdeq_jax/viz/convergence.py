@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 
 def plot_convergence(
@@ -29,6 +28,8 @@ def plot_convergence(
         forward_tol: tolerance of the forward solver, drawn as a line.
         backward_tol: tolerance of the backward solver, drawn as a line.
     """
+    from matplotlib.figure import Figure  # imported here, because it is slow to import
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2, sharey=True)

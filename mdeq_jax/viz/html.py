@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.image import imsave
 
 
 def escape(text: Any) -> str:
@@ -39,6 +38,8 @@ def png(data: bytes, text: str) -> str:
 
 def picture(array: np.ndarray, text: str) -> str:
     """A picture, uint8 `[H, W, 3]`; `text` as for `png`."""
+    from matplotlib.image import imsave  # imported here, because it is slow to import
+
     file = io.BytesIO()
     imsave(file, np.ascontiguousarray(array), format="png")
     return png(file.getvalue(), text)

@@ -1,14 +1,16 @@
 """Pictures of segmentations: coloured maps, overlays and contact sheets."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:  # imported where pictures are drawn, because it is slow to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Color = tuple[int, int, int]
 
@@ -94,6 +96,9 @@ def contact_sheet(
     """
     if not rows:
         raise ValueError("A contact sheet needs at least one row; got none.")
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     with_truth = any(row.truth is not None for row in rows)
     headings = ["image", *(["truth"] if with_truth else []), "prediction"]
     headings += ["confidence", "residual |f(z) − z| / |f(z)|"]
@@ -161,6 +166,8 @@ def _draw_row(
 def _add_legend(
     figure: Figure, class_names: tuple[str, ...], colors: tuple[Color, ...], with_truth: bool
 ) -> None:
+    from matplotlib.patches import Patch
+
     entries = [*zip(class_names, colors, strict=True)]
     if with_truth:
         entries.append(("not labelled", (0, 0, 0)))

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mdeq_jax.implicit import BackwardStats, FixedPointProblem, equilibrium, jacobian_loss
+from mdeq_jax.implicit import (
+    BackwardStats,
+    FixedPointProblem,
+    equilibrium,
+    optional_jacobian_loss,
+)
 from mdeq_jax.layers import sample_keys
 from mdeq_jax.models.mdeq.cell import CellInput, MDEQCell, Scales, apply_cell, make_masks
 from mdeq_jax.models.mdeq.heads import Stem
@@ -113,11 +118,7 @@ class MDEQ(nn.Module):
             return jnp.float32(0)
         batch = z[0].shape[0]
         keys = sample_keys(self.make_rng("jacobian"), forward.first_sample, batch)
-        return lax.cond(
-            forward.with_jacobian,
-            lambda: jacobian_loss(problem, z=z, key=keys).astype(jnp.float32),
-            lambda: jnp.float32(0),
-        )
+        return optional_jacobian_loss(forward.with_jacobian, problem, z=z, key=keys)
 
     @nn.nowrap
     def fixed_point_problem(self, variables: dict, images: jax.Array) -> FixedPointProblem:

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from configs import default
 from mdeq_jax.data import TrainLoader, load_dataset
 from mdeq_jax.data.sets import digits
+from mdeq_jax.data.sets.stratified_split import stratified_split
 
 
 def config(**fields):
@@ -19,6 +22,27 @@ def test_split():
     assert (dataset.name, dataset.task) == ("digits", "classification")
     assert (dataset.num_classes, dataset.num_train, dataset.num_eval) == (10, 1437, 360)
     assert np.bincount(dataset.eval.labels).min() >= 34  # the classes in proportion
+
+
+def test_data_and_split_are_those_of_scikit_learn():
+    pixels, labels = load_digits(return_X_y=True)
+    train, evaluation = train_test_split(
+        np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
+    )
+    dataset = load_dataset(config())
+    for split, indices in ((dataset.train, train), (dataset.eval, evaluation)):
+        np.testing.assert_array_equal(split.images[..., 0].reshape(-1, 64), pixels[indices])
+        np.testing.assert_array_equal(split.labels, labels[indices])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_split_of_unequal_classes_is_that_of_scikit_learn(seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat([3, 5, 6, 9], [2, 7, 7, 30]))
+    expected = train_test_split(
+        np.arange(len(labels)), test_size=13, stratify=labels, random_state=seed
+    )
+    for indices, wanted in zip(stratified_split(labels, 13, seed), expected):
+        np.testing.assert_array_equal(indices, wanted)
 
 
 def test_evaluation_on_the_training_split():
