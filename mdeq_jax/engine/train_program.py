@@ -79,17 +79,20 @@ class TrainProgram:
         if max(first_step, pretrain_steps) < num_steps:
             phases.append(False)
         self._started = bool(phases)
-        self._programs = InBackground(
-            {**{phase: partial(self._compile, state, phase) for phase in phases}, **later}
-        )
+        jobs = {phase: partial(self._compile_or_fail, state, phase) for phase in phases}
+        self._programs = InBackground({**jobs, **later})
+
+    def _compile_or_fail(self, state: TrainState, pretraining: bool) -> Callable:
+        try:
+            return self._compile(state, pretraining)
+        finally:
+            self._traced.set()  # so that nobody waits for what failed
 
     def _compile(self, state: TrainState, pretraining: bool) -> Callable:
         with announced(_name(pretraining), state.variables, self._config):
-            try:
-                with no_collection():
-                    lowered = self._mapped.lower(*self._shapes(state), pretraining)
-            finally:
-                self._traced.set()
+            with no_collection():
+                lowered = self._mapped.lower(*self._shapes(state), pretraining)
+            self._traced.set()
             return lowered.compile()
 
     def wait_until_traced(self) -> None:
