@@ -15,13 +15,11 @@ from mdeq_jax.engine.released_recipe import clip_total_norm, equal_shared, sum_s
 from mdeq_jax.engine.schedules import learning_rate
 from mdeq_jax.models import family_of
 from mdeq_jax.models.family import SharedParameters
+from mdeq_jax.runtime.compilation import quick_compilation
 from mdeq_jax.tasks import Task, task_type
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 KERNELS = ("kernel", "v")  # names of parameters; "v" is a weight-normalised kernel
-# XLA for CPUs takes 2.5 times as long to optimise the random numbers' loops fully. One thread is
-# enough: the training step is traced meanwhile.
-CPU_INIT_OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_codegen_split_count": 1}
 MUON_RMS = 0.2  # of an update at rate 1, as Adam's (Liu et al. 2025, 2502.16982, section 2.2)
 
 
@@ -171,9 +169,8 @@ class InitProgram:
         config: ConfigDict,
     ):
         """Prepares it; the same `config.seed` gives the same state on every host."""
-        options = CPU_INIT_OPTIONS if jax.default_backend() == "cpu" else None
         first = partial(_first_state, model, optimizer, config)
-        self._first: Any = jax.jit(first, compiler_options=options)
+        self._first: Any = jax.jit(first, compiler_options=quick_compilation())
         self._arguments = jax.random.key(config.seed), task.example_inputs(config)
 
     def shapes(self) -> TrainState:

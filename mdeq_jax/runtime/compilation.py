@@ -24,8 +24,7 @@ def choose_convolutions() -> None:
     mention YNNPACK already are left as they are.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    version = jaxlib.__version__  # pyright: ignore[reportPrivateImportUsage]
-    if version == "0.10.2" and _YNNPACK not in flags:
+    if _jaxlib_version() == "0.10.2" and _YNNPACK not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}=-individual_convolution".lstrip()
 
 
@@ -39,6 +38,23 @@ def choose_short_loops() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_backend_extra_options" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_NO_UNROLLING}".lstrip()
+
+
+def quick_compilation() -> dict[str, int | bool] | None:
+    """`compiler_options` of a program that runs once, such as an initialisation; None: the usual.
+
+    XLA for CPUs takes 4 times as long to optimise the loops of random numbers fully.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    options: dict[str, int | bool] = {"xla_backend_optimization_level": 1}
+    if _jaxlib_version() == "0.10.2":  # jaxlib 0.11 has no such option
+        options["xla_cpu_use_fusion_emitters"] = False
+    return options
+
+
+def _jaxlib_version() -> str:
+    return jaxlib.__version__  # pyright: ignore[reportPrivateImportUsage]
 
 
 def choose_loop_graphs() -> None:
