@@ -25,12 +25,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax import hardware
-from mdeq_jax.kernels import broyden_history
-from mdeq_jax.kernels.launch import enabled
+from mdeq_jax.solvers import step_history
 from mdeq_jax.solvers.inverse import InverseEstimate
 from mdeq_jax.solvers.loop import iterate
 from mdeq_jax.solvers.solution import Solution
 from mdeq_jax.solvers.states import Algorithm, Step
+from mdeq_jax.solvers.step_history import Access
 from mdeq_jax.solvers.validate import check_count, check_start
 
 HISTORY_DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -40,13 +40,13 @@ class _History(NamedTuple):
     """The steps so far and their known inner products.
 
     Attributes:
-        steps: `[B, rows, D]`; row i is D_i, or zero before there is one.
+        steps: rows `[B, D]` in parts; row i is D_i, or zero before there is one.
         sqnorms: `[B, rows]` |D_i|^2, or zero before there is one.
         inverse: `[B, rows, rows]` inverse of the unit lower-triangular matrix of the system for a;
             rows of the identity before there are steps.
     """
 
-    steps: jax.Array
+    steps: step_history.Parts
     sqnorms: jax.Array
     inverse: jax.Array
 
@@ -102,15 +102,17 @@ def broyden(
         )
     check_count("max_steps", max_steps)
     check_start(z0)
-    reading, products = _reading(pallas, z0), jnp.promote_types(z0.dtype, jnp.float32)
+    stored = jnp.dtype(history_dtype or jnp.promote_types(z0.dtype, jnp.float32))
     # The last step is read again only by the estimate.
     rows = max_steps if keep_inverse else max(max_steps - 1, 1)
+    # Other loops solve each sample in a slot of its own, with its own number of steps.
+    access = step_history.choose(pallas, z0, rows, stored, alone=run is iterate)
     solution = run(
         f,
         z0,
         Algorithm(
-            init=partial(_empty_history, rows, jnp.dtype(history_dtype or products)),
-            update=partial(_update, reading),
+            init=partial(_empty_history, access, rows, stored),
+            update=partial(_update, access),
         ),
         max_steps=max_steps,
         tol=tol,
@@ -123,86 +125,28 @@ def broyden(
     )
     if keep_inverse:
         steps, sqnorms, lower_inverse = solution.inverse
-        inverse = InverseEstimate(steps, sqnorms, lower_inverse, solution.steps)
+        inverse = InverseEstimate(
+            jnp.concatenate(steps, axis=1), sqnorms, lower_inverse, solution.steps
+        )
         solution = solution._replace(inverse=inverse)
     return solution
 
 
-class _Reading(NamedTuple):
-    """One way of reading the history.
-
-    Attributes:
-        inner_products: (steps, number of filled rows, gz, last step) -> `[B, rows]` products of
-            each step with gz and with the last step.
-        direction: (steps, number of filled rows, weights `[B, rows]`, gz, last step) -> w
-            `[B, D]`, the weighted sum of the steps less gz, and `[B]` its product with the last
-            step.
-    """
-
-    inner_products: Callable
-    direction: Callable
-
-
-def _inner_products(steps, filled, gz, last):
-    return [_product("bnd,bd->bn", steps, other) for other in (gz, last)]
-
-
-def _direction(steps, filled, weights, gz, last):
-    w = _product("bnd,bn->bd", steps, weights) - gz
-    return w, _product("bd,bd->b", last, w)
-
-
-def _product(subscripts, history, other):
-    return jnp.einsum(
-        subscripts,
-        history,
-        other.astype(history.dtype),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=other.dtype,
-    )
-
-
-def _inner_products_in_one_pass(steps, filled, gz, last):
-    """Both products in one kernel, into which XLA fuses sums over the same array."""
-    steps = steps.astype(gz.dtype)
-    return [jnp.sum(steps * other[:, None, :], axis=2) for other in (gz, last)]
-
-
-def _pallas_inner_products(steps, filled, gz, last):
-    return broyden_history.inner_products(steps, filled, gz)
-
-
-def _pallas_direction(steps, filled, weights, gz, last):
-    return broyden_history.direction(steps, filled, weights, gz)
-
-
-_REFERENCE = _Reading(_inner_products, _direction)
-_ONE_PASS = _Reading(_inner_products_in_one_pass, _direction)
-_PALLAS = _Reading(_pallas_inner_products, _pallas_direction)
-
-
-def _reading(pallas: bool | None, z0: jax.Array) -> _Reading:
-    if hardware.target().platform != "gpu":
-        return _REFERENCE
-    return _PALLAS if enabled(pallas, broyden_history.num_programs(z0)) else _ONE_PASS
-
-
-def _empty_history(rows: int, stored: jnp.dtype, z: jax.Array) -> _History:
-    batch, features = z.shape
-    products = jnp.promote_types(z.dtype, jnp.float32)
+def _empty_history(access: Access, rows: int, stored: jnp.dtype, z: jax.Array) -> _History:
+    batch, products = z.shape[0], jnp.promote_types(z.dtype, jnp.float32)
     return _History(
-        steps=jnp.zeros((batch, rows, features), stored),
+        steps=step_history.empty(z, access.sizes(rows), stored),
         sqnorms=jnp.zeros((batch, rows), products),
         inverse=jnp.broadcast_to(jnp.eye(rows, dtype=products), (batch, rows, rows)),
     )
 
 
-def _update(reading: _Reading, history: _History, index: jax.Array, now: Step):
-    inverse, delta, stuck = _next_step(reading, history, now.gz, index)
+def _update(access: Access, history: _History, index: jax.Array, now: Step):
+    inverse, delta, stuck = _next_step(access, history, now.gz, index)
     stuck &= now.active
     delta = jnp.where((now.active & ~stuck)[:, None], delta, 0)
     z, sqnorm = (now.z + delta).astype(now.z.dtype), jnp.sum(jnp.square(delta), axis=1)
-    steps = history.steps.at[:, index].set(delta.astype(history.steps.dtype), mode="drop")
+    steps = step_history.put(history.steps, index, delta)
     # Without the barrier XLA for GPUs keeps the step itself in memory while f is evaluated.
     if hardware.target().platform == "gpu":
         z, sqnorm, steps = lax.optimization_barrier((z, sqnorm, steps))
@@ -210,7 +154,7 @@ def _update(reading: _Reading, history: _History, index: jax.Array, now: Step):
     return _History(steps, sqnorms, inverse), z, stuck
 
 
-def _next_step(reading: _Reading, history: _History, gz: jax.Array, index: jax.Array):
+def _next_step(access: Access, history: _History, gz: jax.Array, index: jax.Array):
     """D_{k+1} from g(z_{k+1}) = gz, where k + 1 = `index`; the first step, D_0, is gz.
 
     Returns:
@@ -222,9 +166,9 @@ def _next_step(reading: _Reading, history: _History, gz: jax.Array, index: jax.A
     # There is no D_k at the first step, where all of these are zero. A branch for it would
     # synchronise GPUs with the host at every step.
     k = jnp.maximum(index - 1, 0)
-    last = lax.dynamic_index_in_dim(steps, k, axis=1, keepdims=False).astype(gz.dtype)
+    last = step_history.get(steps, k).astype(gz.dtype)
     last_sqnorm = lax.dynamic_index_in_dim(sqnorms, k, axis=1, keepdims=False)
-    with_g, with_last = reading.inner_products(steps, index, gz, last)
+    with_g, with_last = access.inner_products(steps, index, gz, last)
 
     # Row k of the triangular system: D_k . u_j = D_k . D_{j+1} / |D_j|^2 for j < k. Row k of the
     # inverse follows from the rows above it, which no longer change.
@@ -237,7 +181,7 @@ def _next_step(reading: _Reading, history: _History, gz: jax.Array, index: jax.A
 
     a = -jnp.einsum("bij,bj->bi", inverse, with_g, precision=lax.Precision.HIGHEST)
     weights = jnp.roll(jnp.where(known, a * scale, 0), 1, axis=1)  # of D_{i+1}
-    w, last_w = reading.direction(steps, index, weights, gz, last)
+    w, last_w = access.combination(steps, index, weights, gz, last)
     denominator = last_w + last_sqnorm
     # If the denominator is zero to rounding, the update is singular and the sample has stalled.
     # The same holds where squares over- or underflow (in float32: steps over 1e19, under 1e-19).
