@@ -118,27 +118,51 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int, pad):
     return taps.reshape(size, size, x.shape[-1], dy.shape[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d_cpu(x, kernel, stride, pad):
     """`_conv2d` in the form that is fastest on CPUs."""
     if stride == 1 and pad == (1, 1) and winograd.pays_off(x, kernel):
-        return winograd.conv3x3_tiles(x, kernel)
+        return _tiles_cpu(x, kernel, False)
+    return _direct_cpu(x, kernel, stride, pad)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _direct_cpu(x, kernel, stride, pad):
+    """`_conv2d` with derivatives for CPUs."""
     return _conv2d(x, kernel, stride, pad)
 
 
-def _cpu_forward(x, kernel, stride, pad):
+def _direct_forward(x, kernel, stride, pad):
     # The kernel is transposed here because the backward pass may use it inside a loop.
-    return _conv2d_cpu(x, kernel, stride, pad), (x, _transposed_kernel(kernel, stride))
+    return _direct_cpu(x, kernel, stride, pad), (x, _transposed_kernel(kernel, stride))
 
 
-def _cpu_backward(stride, pad, saved, dy):
+def _direct_backward(stride, pad, saved, dy):
     x, transposed = saved
     dx = _input_gradient(dy, transposed, x.shape, stride, pad)
     size = transposed.shape[0] if stride == 1 else 3
     return dx, _kernel_gradient(x, dy, size, stride, pad)
 
 
-_conv2d_cpu.defvjp(_cpu_forward, _cpu_backward)
+_direct_cpu.defvjp(_direct_forward, _direct_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _tiles_cpu(x, kernel, transposed):
+    """`winograd.conv3x3_tiles`, whose derivatives are of the same kind."""
+    return winograd.conv3x3_tiles(x, kernel, transposed)
+
+
+def _tiles_forward(x, kernel, transposed):
+    return _tiles_cpu(x, kernel, transposed), (x, kernel)
+
+
+def _tiles_backward(transposed, saved, dy):
+    x, kernel = saved
+    before, after = (dy, x) if transposed else (x, dy)
+    return _tiles_cpu(dy, kernel, not transposed), _kernel_gradient(before, after, 3, 1, (1, 1))
+
+
+_tiles_cpu.defvjp(_tiles_forward, _tiles_backward)
 
 
 def torch_uniform(fan_in: int) -> Callable:

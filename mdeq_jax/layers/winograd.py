@@ -7,60 +7,122 @@ four inputs d and three taps w,
 
 Along both axes, a tile of 2x2 outputs takes 16 multiplications instead of 36. The matrices hold
 only 0, 1 and 1/2, so results differ from those of a direct convolution by rounding.
+
+B^T d of all tiles is four times as large as the input. What does not fit in the caches is computed
+block by block: some images at a time, or some rows of an image.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-_FILTER = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
-_CHANNELS = 64  # below, the transforms of inputs and outputs cost what the products save
+_WIDE = 64  # channels
 _TILES = 32  # below, reading the kernel limits the speed, and G w is larger than w
+_NARROW_TILES = 256  # the same for layers that are not wide
+_RATIO = 20  # C_in C_out / (C_in + C_out): below, the transforms cost what the products save
+_WHOLE, _BLOCK = 16 * 2**20, 8 * 2**20  # bytes of B^T d: at once if it has fewer; in a block
 
 
 def pays_off(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether `conv3x3_tiles` is the faster form on a CPU, measured on two cores."""
-    batch, height, width, _ = x.shape
-    tiles = batch * (height // 2) * (width // 2)
-    wide = min(kernel.shape[2:]) >= _CHANNELS
-    return kernel.shape[:2] == (3, 3) and wide and tiles >= _TILES and kernel.dtype.itemsize >= 4
+    batch, height, width, c_in = x.shape
+    c_out, tiles = kernel.shape[3], batch * (height // 2) * (width // 2)
+    if kernel.shape[:2] != (3, 3) or kernel.dtype.itemsize < 4:
+        return False
+    if min(c_in, c_out) >= _WIDE:
+        return tiles >= _TILES
+    # Images under 16x16 have short rows, which the transforms read with a stride.
+    enough = tiles >= _NARROW_TILES and height * width >= 256
+    return enough and c_in * c_out >= _RATIO * (c_in + c_out)
 
 
-def conv3x3_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv3x3_tiles(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.Array:
     """Convolution of stride 1 with one zero of padding on every side.
 
     Args:
         x: `[B, H, W, C_in]`.
         kernel: `[3, 3, C_in, C_out]`.
+        transposed: whether to compute the input gradient of such a convolution, from that of its
+            output `[B, H, W, C_out]`. Its kernel is flipped along both axes.
 
     Returns:
-        `[B, H, W, C_out]`.
+        `[B, H, W, C_out]`, or `[B, H, W, C_in]` if `transposed`.
     """
+    batch, height, width, _ = x.shape
+    filters = [_filtered(taps, transposed) for taps in _filtered(kernel, transposed)]
+    if transposed:
+        filters = [[matrix.T for matrix in four] for four in filters]
+    images, rows = _block(x.shape, max(kernel.shape[2:]) * x.dtype.itemsize)
+    bands = -(-height // rows)
+    vertical = (1, 1 + height % 2)
+
+    def convolve(x):
+        return _tiles(jnp.pad(x, ((0, 0), vertical, (1, 1 + width % 2), (0, 0))), filters)
+
+    if images == batch and bands == 1:
+        return convolve(x)[:, :height, :width]
+    if bands > 1:
+        x, vertical = _bands(x, rows, bands), (0, 0)
+    y = lax.map(convolve, x.reshape(-1, images, *x.shape[-3:]))
+    # Several bands are of one image, so this moves nothing.
+    return y.reshape(batch, -1, *y.shape[3:])[:, :height, :width]
+
+
+def _bands(x: jax.Array, rows: int, bands: int) -> jax.Array:
+    """`[B, bands, rows + 2, W, C]`: bands of rows of `x`, with the row before and after each."""
+    batch, height, *others = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1 + bands * rows - height), (0, 0), (0, 0)))
+    inner = x[:, : bands * rows].reshape(batch, bands, rows, *others)
+    after = [x[:, rows + i :: rows][:, :bands, None] for i in range(2)]
+    return jnp.concatenate([inner, *after], axis=2)
+
+
+def _block(shape: tuple[int, ...], width: int) -> tuple[int, int]:
+    """Images, and rows of an image, that are computed at a time.
+
+    Args:
+        shape: of the input.
+        width: bytes of all channels at one place, of input or output.
+    """
+    batch, rows = shape[0], shape[1] + shape[1] % 2
+    image = 4 * rows * shape[2] * width
+    if batch * image <= _WHOLE:
+        return batch, rows
+    if image <= _BLOCK:
+        return max(n for n in range(1, batch + 1) if batch % n == 0 and n * image <= _BLOCK), rows
+    return 1, min(rows, max(2, 2 * int(rows * _BLOCK / image / 2)))
+
+
+def _tiles(x: jax.Array, filters: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    """The convolution of `[B, H + 2, W + 2, C_in]`, even H and W, without padding."""
     batch, height, width, channels = x.shape
-    odd = height % 2, width % 2
-    x = jnp.pad(x, ((0, 0), (1, 1 + odd[0]), (1, 1 + odd[1]), (0, 0)))
-    inputs = _transformed(_transformed(x, 1), 3)  # [4, 4, B, H / 2, W / 2, C_in], columns first
-    filters = _filtered(_filtered(kernel, 0), 1).swapaxes(0, 1)  # [4, 4, C_in, C_out]
-    products = jnp.einsum(
-        "pnc,pco->pno", inputs.reshape(16, -1, channels), filters.reshape(16, channels, -1)
-    )
-    products = products.reshape(*inputs.shape[:-1], -1)
-    y = jnp.stack(_outputs(products), 4)  # [4, B, H / 2, W / 2, 2, C_out]
-    y = jnp.stack(_outputs(y), 2)  # [B, H / 2, 2, W / 2, 2, C_out]
-    return y.reshape(batch, height + odd[0], width + odd[1], -1)[:, :height, :width]
+    shape = batch, height // 2 - 1, width // 2 - 1, filters[0][0].shape[1]
+    # Separate products and sums, from which XLA makes smaller kernels than from one array.
+    inputs = [_transformed(row, 2) for row in _transformed(x, 1)]
+    products = [
+        [(d.reshape(-1, channels) @ w).reshape(shape) for d, w in zip(*rows, strict=True)]
+        for rows in zip(inputs, filters, strict=True)
+    ]
+    columns = [_outputs(row) for row in products]  # left and right outputs
+    left, right = (_outputs([row[side] for row in columns]) for side in range(2))
+    y = jnp.stack([jnp.stack(pair, 3) for pair in zip(left, right, strict=True)], 2)
+    return y.reshape(batch, height - 2, width - 2, -1)
 
 
 def _transformed(x, axis):
-    """B^T d for each pair of outputs along `axis`, `[4, ..., n / 2 - 1, ...]`."""
+    """B^T d for each pair of outputs along `axis`, four arrays."""
     pairs = x.shape[axis] // 2 - 1
     d = [lax.slice_in_dim(x, i, i + 2 * pairs - 1, 2, axis) for i in range(4)]
-    return jnp.stack([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
+    return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
 
 
-def _filtered(kernel, axis):
-    """G w along an axis of three taps."""
-    matrix = jnp.asarray(_FILTER, kernel.dtype)
-    return jnp.moveaxis(jnp.tensordot(matrix, kernel, (1, axis), precision="highest"), 0, axis)
+def _filtered(taps, flipped=False):
+    """G w from three taps along the first axis, four arrays."""
+    w = [taps[i] for i in range(3)]
+    outer, middle = (w[0] + w[2]) / 2, w[1] / 2
+    return (w[2 * flipped], outer + middle, outer - middle, w[2 - 2 * flipped])
 
 
 def _outputs(m):

@@ -39,23 +39,50 @@ def test_float32_is_as_exact_as_a_direct_convolution(x64):
     assert error(_conv2d(x, kernel, 1, PAD)) < 2e-6
 
 
+@pytest.mark.parametrize("shape", [(6, 8, 6, 3, 5), (6, 9, 11, 3, 4), (1, 33, 7, 8, 3)])
+@pytest.mark.parametrize("block", [500, 6_000])
+def test_blocks_of_images_and_of_rows(shape, block, monkeypatch, x64):
+    x, kernel = data(*shape)
+    expected = _conv2d(x, kernel, 1, PAD)
+    monkeypatch.setattr(winograd, "_WHOLE", 0)
+    monkeypatch.setattr(winograd, "_BLOCK", block)
+    np.testing.assert_allclose(winograd.conv3x3_tiles(x, kernel), expected, atol=1e-13)
+
+
+def test_blocks_keep_to_the_limit():
+    def block(batch, height, width, channels):
+        return winograd._block((batch, height, width, channels), 4 * channels)
+
+    assert block(2, 32, 32, 120) == (2, 32)  # all at once
+    assert block(32, 32, 32, 120) == (4, 32)  # 2 MB an image
+    assert block(7, 64, 64, 120) == (1, 64)  # 7.9 MB an image
+    images, rows = block(3, 512, 256, 64)
+    assert (images, rows % 2) == (1, 0)
+    assert 4 * rows * 256 * 4 * 64 <= winograd._BLOCK < 4 * (rows + 2) * 256 * 4 * 64
+
+
 def convolutions(x, kernel):
     """Number of convolutions in the program of `conv2d`, without its derivatives."""
     return str(jax.make_jaxpr(conv2d)(x, kernel)).count("conv_general_dilated[")
 
 
 @pytest.mark.skipif(hardware.target().platform != "cpu", reason="GPUs have a form of their own")
-def test_conv2d_takes_it_for_wide_layers_only():
+def test_conv2d_takes_it_where_it_pays_off():
     assert convolutions(*data(2, 8, 8, 64, 64)) == 0
-    assert convolutions(*data(2, 8, 8, 32, 160)) == 1  # too narrow
     assert convolutions(*data(1, 8, 8, 64, 64)) == 1  # too few tiles
     assert convolutions(*data(2, 8, 8, 64, 64, jnp.bfloat16)) == 1
+    assert convolutions(*data(4, 16, 16, 24, 120)) == 0
+    assert convolutions(*data(2, 16, 16, 24, 120)) == 1  # too few tiles for a narrow layer
+    assert convolutions(*data(64, 8, 8, 24, 120)) == 1  # short rows
+    assert convolutions(*data(4, 16, 16, 24, 48)) == 1  # too narrow
 
 
 @pytest.mark.skipif(hardware.target().platform != "cpu", reason="GPUs have a form of their own")
-def test_derivatives_of_wide_layers(x64):
+@pytest.mark.parametrize("shape", [(1, 16, 15, 64, 64), (4, 16, 16, 32, 64)])
+def test_derivatives(shape, x64):
     """First and second ones, as the Jacobian loss needs them."""
-    x, kernel = data(1, 16, 15, 64, 64)
+    x, kernel = data(*shape)
+    assert convolutions(x, kernel) == 0
     v = jax.random.normal(jax.random.key(1), x.shape)
 
     def of(conv):
