@@ -23,7 +23,8 @@ from benchmarks.workload import cell_problem, forced_by_flags, full_nfe, random_
 from mdeq_jax.engine.state import build_optimizer, init_state, make_state
 from mdeq_jax.engine.step import make_train_step, training_config
 from mdeq_jax.models import apply_cell, build_model
-from mdeq_jax.runtime import devices
+from mdeq_jax.runtime import command_line, devices
+from mdeq_jax.runtime.compilation import choose_device_per_core
 from mdeq_jax.tasks import build_task
 
 NUM_STEPS, STEPS_PER_EPOCH = 1_000_000, 1_000  # of the training that the step is one of
@@ -159,6 +160,7 @@ def measure(config, batch_size: int, repeats: int) -> dict:
         "machine": describe_machine(),
         "precision": config.precision,
         "batch": batch_size,
+        "devices": jax.local_device_count(),
         "solver_steps": [config.solver.forward.max_steps, config.solver.backward.max_steps],
         "nfe": nfe,
         "seconds": times["step"]._asdict(),
@@ -193,7 +195,7 @@ def table(report: dict) -> str:
         **{name: 1e3 * seconds[name] for name in ("median", "low", "high")}
     )
     rows = [
-        ("batch, precision", f"{report['batch']}, {report['precision']}"),
+        ("batch, devices, precision", "{batch}, {devices}, {precision}".format(**report)),
         ("evaluations of the cell", " + ".join(map(str, report["nfe"].values()))),
         ("step", spread),
         ("images per second", f"{report['images_per_second']:.2f}"),
@@ -225,6 +227,8 @@ def table(report: dict) -> str:
 def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
     """Measures, prints the table, writes the file."""
     del argv
+    if values.device_per_core:
+        choose_device_per_core(values.batch)
     report = measure(forced_by_flags(values), values.batch, values.repeats)
     print(table(report))
     report["warning"] = check_steps(report)
@@ -236,6 +240,7 @@ def main(argv, values: flags.FlagValues = flags.FLAGS) -> None:
 def define_own_flags(values: flags.FlagValues) -> None:
     """Defines this benchmark's flags."""
     define_flags(values)
+    command_line.define_device_per_core(flag_values=values)
 
 
 if __name__ == "__main__":

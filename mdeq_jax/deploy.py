@@ -14,7 +14,7 @@ from absl import flags, logging
 
 from mdeq_jax.engine.deployment import deploy_workdir
 from mdeq_jax.runtime import command_line
-from mdeq_jax.runtime.compilation import choose_convolutions, choose_short_loops
+from mdeq_jax.runtime.compilation import choose_flags
 
 _CONFIG = command_line.define_config("Config of the trained network, e.g. configs/repmlp_digits.py")
 _WORKDIR = command_line.define_path(
@@ -26,8 +26,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "'latest', 'best', or 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    choose_convolutions()
-    choose_short_loops()
+    choose_flags()
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
     try:

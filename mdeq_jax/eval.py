@@ -14,9 +14,8 @@ from mdeq_jax import pretrained, training
 from mdeq_jax.engine.writers import finite
 from mdeq_jax.runtime import command_line
 from mdeq_jax.runtime.compilation import (
-    choose_convolutions,
-    choose_loop_graphs,
-    choose_short_loops,
+    choose_device_per_core,
+    choose_flags,
     keep_compiled_programs,
 )
 from mdeq_jax.tasks import GenerationRequest, read_prompts
@@ -64,16 +63,17 @@ _SAMPLING = {
 _PROMPTS = command_line.define_path(
     "prompts", "--generate: a file with one prompt a line, or - for standard input; not --prompt."
 )
+_DEVICE_PER_CORE = command_line.define_device_per_core()
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    choose_convolutions()
-    choose_loop_graphs()
-    choose_short_loops()
+    choose_flags()
     keep_compiled_programs(_CACHE.value)
     config, checkpoint = _CONFIG.value, _CHECKPOINT.value
+    if _DEVICE_PER_CORE.value and _PREDICT.value is None and _GENERATE.value is None:
+        choose_device_per_core(config.eval.batch_size or config.train.batch_size)
     if _SPLIT.value is not None:
         config.data.eval_split = _SPLIT.value
     workdir = Path(_PRETRAINED.value or _WORKDIR.value or f"runs/{config.name}")

@@ -13,9 +13,8 @@ from absl import flags, logging
 
 from mdeq_jax.runtime import command_line, hosts
 from mdeq_jax.runtime.compilation import (
-    choose_convolutions,
-    choose_loop_graphs,
-    choose_short_loops,
+    choose_device_per_core,
+    choose_flags,
     keep_compiled_programs,
 )
 from mdeq_jax.training import Interrupted, TrainingDiverged, train_and_evaluate
@@ -25,6 +24,7 @@ _WORKDIR = command_line.define_path(
     "workdir", "Where results go, and where to resume from; default: runs/NAME of the config."
 )
 _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
+_DEVICE_PER_CORE = command_line.define_device_per_core()
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
@@ -33,9 +33,11 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which one
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
-    choose_convolutions()
-    choose_loop_graphs()
-    choose_short_loops()
+    choose_flags()
+    if _DEVICE_PER_CORE.value:
+        size, processes = config.train.batch_size, _NUM_PROCESSES.value or 1
+        shares = size // config.train.accumulate_steps, config.eval.batch_size or size
+        choose_device_per_core(*(share // processes for share in shares))
     keep_compiled_programs(_CACHE.value)
     try:
         hosts.initialize_distributed(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -72,6 +72,17 @@ def define_path(
     return flags.DEFINE(_PathParser(), name, default, help_text, serializer=serializer, **options)
 
 
+def define_device_per_core(**options) -> flags.FlagHolder:
+    """Defines `--device_per_core`, for `compilation.choose_device_per_core`."""
+    return flags.DEFINE_bool(
+        "device_per_core",
+        False,
+        "On a CPU: make a device of each core, or of as many as divide the batch. Faster for small "
+        "states (docs/devices.md).",
+        **options,
+    )
+
+
 def define_config(help_text: str = "Config file, e.g. configs/digits.py") -> flags.FlagHolder:
     """Defines `--config` and its overrides `--config.FIELD=VALUE`."""
     return config_flags.DEFINE_config_file(

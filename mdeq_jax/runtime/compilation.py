@@ -13,8 +13,18 @@ LOOP_GRAPHS = (
     "--xla_gpu_enable_command_buffer=+WHILE",
     "--xla_gpu_graph_min_graph_size=1",
 )
+# Devices of the CPU backend. Each runs its programs in one thread.
+_DEVICES = "--xla_force_host_platform_device_count"
+_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 _NO_UNROLLING = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
 _YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def choose_flags() -> None:
+    """The three choices below. Call it before JAX first computes something."""
+    choose_convolutions()
+    choose_loop_graphs()
+    choose_short_loops()
 
 
 def choose_convolutions() -> None:
@@ -67,6 +77,22 @@ def choose_loop_graphs() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_enable_command_buffer" not in flags and any(map(find_spec, plugins)):
         os.environ["XLA_FLAGS"] = " ".join((flags, *LOOP_GRAPHS)).lstrip()
+
+
+def choose_device_per_core(*batch_sizes: int) -> None:
+    """Makes a device of every CPU core, or of as many cores as divide these batch sizes.
+
+    Each core then computes its own part of the batch, and does not wait for the others within a
+    layer. Everything that is not mapped over the devices runs on one core. Call it before JAX first
+    computes something. `XLA_FLAGS` that set the number of devices already are left as they are.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _DEVICES in flags:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = max(n for n in range(1, (cores or 1) + 1) if not any(b % n for b in batch_sizes))
+    if count > 1:
+        os.environ["XLA_FLAGS"] = f"{flags} {_DEVICES}={count} {_ONE_THREAD}".lstrip()
 
 
 def keep_compiled_programs(keep: bool = True) -> Path | None:

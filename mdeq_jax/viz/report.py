@@ -13,8 +13,7 @@ from pathlib import Path
 
 from mdeq_jax.engine.review import review
 from mdeq_jax.runtime.compilation import (
-    choose_convolutions,
-    choose_short_loops,
+    choose_flags,
     keep_compiled_programs,
 )
 from mdeq_jax.viz.html import escape, section
@@ -99,8 +98,7 @@ def main() -> None:
 
 def _review(workdir: Path, arguments: argparse.Namespace) -> Review | str:
     """The review; if data or checkpoint are missing, a sentence on what is missing."""
-    choose_convolutions()
-    choose_short_loops()
+    choose_flags()
     keep_compiled_programs(True)
     try:
         return review(

@@ -12,6 +12,7 @@ import pytest
 from mdeq_jax.runtime import compilation
 from mdeq_jax.runtime.compilation import (
     choose_convolutions,
+    choose_device_per_core,
     choose_loop_graphs,
     choose_short_loops,
     keep_compiled_programs,
@@ -91,7 +92,7 @@ CONVOLUTION = """
 import jax, jax.numpy as jnp
 from mdeq_jax import train  # which computes nothing on import, or the flags would come too late
 from mdeq_jax.layers import conv2d
-train.choose_convolutions()
+train.choose_flags()
 x, kernel = jnp.ones((4, 32, 32, 24)), jnp.ones((3, 3, 24, 24))
 print("ynn" in jax.jit(conv2d).lower(x, kernel).compile().as_text())
 """
@@ -108,7 +109,7 @@ def test_the_scripts_convolutions_are_xlas_own():
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
 
-    if run(CONVOLUTION.replace("train.choose_convolutions()", "")) == "False":
+    if run(CONVOLUTION.replace("train.choose_flags()", "")) == "False":
         pytest.skip("there is no YNNPACK for this processor")
     assert run(CONVOLUTION) == "False"
 
@@ -141,6 +142,24 @@ def test_flags_of_the_user_come_first(version, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=+dot")
     choose_convolutions()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type=+dot"
+
+
+@pytest.mark.parametrize(
+    ("cores", "batches", "count"),
+    [(8, (96, 32), 8), (8, (12, 30), 6), (8, (7, 5), 1), (1, (4,), 1)],
+)
+def test_devices_divide_the_batches(cores, batches, count, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    choose_device_per_core(*batches)
+    ours = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
+    assert os.environ["XLA_FLAGS"] == ("--mine" if count == 1 else f"--mine {ours}")
+
+
+def test_the_users_number_of_devices_comes_first(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    choose_device_per_core(32)
+    assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
 
 
 @pytest.mark.parametrize("plugin", [None, "jax_cuda13_plugin"])
