@@ -26,11 +26,15 @@ _WHOLE, _BLOCK = 16 * 2**20, 8 * 2**20  # bytes of B^T d: at once if it has fewe
 
 
 def pays_off(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether `conv3x3_tiles` is the faster form on a CPU, measured on two cores."""
+    """Whether `conv3x3_tiles` is the faster form on a CPU, measured on two cores.
+
+    Not in an exported program for any batch size, whose blocks would have no fixed size.
+    """
     batch, height, width, c_in = x.shape
-    c_out, tiles = kernel.shape[3], batch * (height // 2) * (width // 2)
-    if kernel.shape[:2] != (3, 3) or kernel.dtype.itemsize < 4:
+    fixed = isinstance(x.size, int)
+    if not fixed or kernel.shape[:2] != (3, 3) or kernel.dtype.itemsize < 4:
         return False
+    c_out, tiles = kernel.shape[3], batch * (height // 2) * (width // 2)
     if min(c_in, c_out) >= _WIDE:
         return tiles >= _TILES
     # Images under 16x16 have short rows, which the transforms read with a stride.

@@ -1,4 +1,4 @@
-"""Where Broyden's method keeps its steps, and how it reads them.
+"""How Broyden's method stores its steps, and how it reads them.
 
 A history is a tuple of arrays `[B, rows of this part, D]`, the parts. Steps fill them in order. On
 a GPU and wherever caches hold the history there is one part, and XLA reads all of its rows. A large
@@ -57,7 +57,9 @@ def choose(pallas: bool | None, z: jax.Array, rows: int, dtype, *, alone: bool =
         return PALLAS if enabled(pallas, broyden_history.num_programs(z)) else ONE_PASS
     cpu, width = hardware.target().platform == "cpu", jnp.dtype(dtype).itemsize
     # XLA for CPUs converts a narrower type first, which takes more memory by parts.
-    large = width >= 4 and z.size * rows * width >= LARGE
+    # In an exported program for any batch size, the size is not known.
+    fixed = isinstance(z.size, int)
+    large = fixed and width >= 4 and z.size * rows * width >= LARGE
     return FILLED if cpu and alone and large else WHOLE
 
 

@@ -75,6 +75,8 @@ def test_conv2d_takes_it_where_it_pays_off():
     assert convolutions(*data(2, 16, 16, 24, 120)) == 1  # too few tiles for a narrow layer
     assert convolutions(*data(64, 8, 8, 24, 120)) == 1  # short rows
     assert convolutions(*data(4, 16, 16, 24, 48)) == 1  # too narrow
+    any_batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 16, 16, 64"), jnp.float32)
+    assert convolutions(any_batch, jnp.ones((3, 3, 64, 64))) == 1
 
 
 @pytest.mark.skipif(hardware.target().platform != "cpu", reason="GPUs have a form of their own")

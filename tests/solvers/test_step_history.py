@@ -57,3 +57,5 @@ def test_large_histories_alone_have_parts():
     assert access(2**14) is step_history.WHOLE  # 9 MB
     assert access(2**16, jnp.bfloat16) is step_history.WHOLE
     assert access(2**15, alone=False) is step_history.WHOLE
+    any_batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 65536"), jnp.float32)
+    assert step_history.choose(False, any_batch, 17, jnp.float32) is step_history.WHOLE
