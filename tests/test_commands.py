@@ -177,6 +177,7 @@ def folder(tmp_path_factory):
         with (folder / "configs" / f"{name}.py").open("a") as file:
             file.write("\n\nfull_config = get_config\n\n\ndef get_config():\n")
             file.write("".join(["    config = full_config()\n", *lines, "    return config\n"]))
+    (folder / "prompts.txt").write_text("Return the\n\nThis module\nA class\n")
     return folder
 
 
