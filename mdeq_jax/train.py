@@ -36,7 +36,8 @@ def main(_):
     choose_flags()
     if _DEVICE_PER_CORE.value:
         size, processes = config.train.batch_size, _NUM_PROCESSES.value or 1
-        shares = size // config.train.accumulate_steps, config.eval.batch_size or size
+        parts = max(config.train.accumulate_steps, 1)  # others are refused later
+        shares = size // parts, config.eval.batch_size or size
         choose_device_per_core(*(share // processes for share in shares))
     keep_compiled_programs(_CACHE.value)
     try:

@@ -2,7 +2,7 @@
 
 `conv2d` is the only convolution of the package. Its derivatives have a form for CPUs: the input's
 as an ordinary convolution, the kernel's as one matrix product a tap. XLA for CPUs runs the forms
-that autodiff makes 10 (input) to 100 (kernel) times slower inside a loop than outside. Wide 3x3
+that autodiff makes 10 (input) to 100 (kernel) times slower inside a loop than outside. Most 3x3
 convolutions are computed there with fewer multiplications (`winograd`).
 """
 
