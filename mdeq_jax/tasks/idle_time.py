@@ -4,8 +4,8 @@ import numpy as np
 
 from mdeq_jax.solvers import Status
 
-# Share of the evaluations of f that must be idle, as a slot's step costs a little more.
-LEAST_IDLE = 0.15
+# An evaluation of f on slots takes up to so many times as long for each sample as in a batch.
+SLOT_COST = 1.15
 
 
 class IdleTime:
@@ -23,12 +23,18 @@ class IdleTime:
         """
         needed = np.where(rows["status"] == Status.CONVERGED, rows["steps"] + 1, rows["nfe"])
         self._seconds.append(seconds)
-        self._shares.append(1 - np.sum(needed * rows["mask"]) / np.sum(rows["nfe"]))
+        self._shares.append(np.sum(needed * rows["mask"]) / np.sum(rows["nfe"]))
 
     def is_worth_compiling(self, num_batches: int) -> bool:
-        """Whether an evaluation of so many batches is idle for longer than a program compiles."""
-        if len(self._seconds) < 2:
+        """Whether slots save more of an evaluation than their program takes to compile.
+
+        Args:
+            num_batches: of the whole evaluation, with those that are counted.
+        """
+        counted = len(self._seconds)
+        if counted < 2:
             return False
-        batch, share = np.median(self._seconds[1:]), np.mean(self._shares)
+        batch, needed = np.median(self._seconds[1:]), np.mean(self._shares)
         compiling = self._seconds[0] - batch
-        return bool(share > LEAST_IDLE and share * batch * num_batches > compiling)
+        saved = (1 - SLOT_COST * needed) * batch * (num_batches - counted)
+        return bool(saved > max(compiling, 0))

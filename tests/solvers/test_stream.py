@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdeq_jax.solvers import Status, anderson, broyden, fixed_point_iteration
+from mdeq_jax.solvers import Status, anderson, broyden, fixed_point_iteration, step_history
 from tests.helpers.streams import through_slots
 
 SIZE, MAX_STEPS = 12, 40
@@ -95,6 +95,17 @@ def test_a_slot_is_held_no_longer_than_the_limit(x64):
 
     fewer, _ = through_slots(affine, solver, x, z0, slots=4, rows=40, step_budget=np.int32(5))
     assert fewer.nfe.max() == 6
+
+
+@pytest.mark.parametrize("options", [{}, {"history_dtype": "float64"}])
+@pytest.mark.parametrize("max_steps", [5, 18, MAX_STEPS])
+def test_slots_may_read_filled_rows_only(max_steps, options, monkeypatch, x64):
+    x, z0 = problems(60)
+    solver = partial(broyden, max_steps=max_steps, tol=1e-7, **options)
+    whole, _ = through_slots(affine, solver, x, z0, slots=5, rows=20)
+    monkeypatch.setattr(step_history, "LARGE", 0)
+    filled, _ = through_slots(affine, solver, x, z0, slots=5, rows=20)
+    assert_same(filled, whole)
 
 
 def test_pallas_kernels_read_the_rows_of_each_slot(as_on_gpu, x64):
