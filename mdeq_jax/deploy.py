@@ -26,8 +26,8 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "'latest', 'best', or 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    choose_flags()
     config = _CONFIG.value
+    choose_flags(config.quick_compilation)
     workdir = _WORKDIR.value or f"runs/{config.name}"
     try:
         print(deploy_workdir(config, workdir, _OUTPUT.value, checkpoint=_CHECKPOINT.value))

@@ -69,9 +69,9 @@ _CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs fo
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    choose_flags()
-    keep_compiled_programs(_CACHE.value)
     config, checkpoint = _CONFIG.value, _CHECKPOINT.value
+    choose_flags(config.quick_compilation)
+    keep_compiled_programs(_CACHE.value)
     if _DEVICE_PER_CORE.value and _PREDICT.value is None and _GENERATE.value is None:
         choose_device_per_core(config.eval.batch_size or config.train.batch_size)
     if _SPLIT.value is not None:

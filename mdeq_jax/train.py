@@ -33,7 +33,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several hosts: which one
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
-    choose_flags()
+    choose_flags(config.quick_compilation)
     if _DEVICE_PER_CORE.value:
         size, processes = config.train.batch_size, _NUM_PROCESSES.value or 1
         parts = max(config.train.accumulate_steps, 1)  # others are refused later

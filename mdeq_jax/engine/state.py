@@ -15,7 +15,7 @@ from mdeq_jax.engine.released_recipe import clip_total_norm, equal_shared, sum_s
 from mdeq_jax.engine.schedules import learning_rate
 from mdeq_jax.models import family_of
 from mdeq_jax.models.family import SharedParameters
-from mdeq_jax.runtime.compilation import quick_compilation
+from mdeq_jax.runtime.compilation import options_for_one_call
 from mdeq_jax.tasks import Task, task_type
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
@@ -170,7 +170,7 @@ class InitProgram:
     ):
         """Prepares it; the same `config.seed` gives the same state on every host."""
         first = partial(_first_state, model, optimizer, config)
-        self._first: Any = jax.jit(first, compiler_options=quick_compilation())
+        self._first: Any = jax.jit(first, compiler_options=options_for_one_call())
         self._arguments = jax.random.key(config.seed), task.example_inputs(config)
 
     def shapes(self) -> TrainState:

@@ -88,7 +88,7 @@ def combination_of_filled(parts: Parts, filled, weights, gz, last):
 
 
 def inner_products_of_slots(parts: Parts, filled, gz, last):
-    """With the filled rows, under `jax.vmap` over slots with numbers of steps of their own.
+    """With the filled rows, under `jax.vmap` over slots with different numbers of steps.
 
     A batched product would read all the rows of every slot, and of 16 slots that take sample after
     sample one is nearly always full.

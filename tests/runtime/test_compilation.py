@@ -129,6 +129,24 @@ def test_loops_are_not_unrolled_unless_the_user_has_options(before, after, monke
         assert os.environ["XLA_FLAGS"] == after
 
 
+@pytest.mark.parametrize("version", ["0.10.2", "0.11.2"])
+def test_quick_compilation_makes_fewer_loops(version, monkeypatch):
+    monkeypatch.setattr(jaxlib, "__version__", version)
+    options = (
+        "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling,xla_cpu_use_multi_output_fusion"
+    )
+    older = " --xla_cpu_use_fusion_emitters=false" if version == "0.10.2" else ""
+    for before, after in (
+        ("", options + older),
+        ("--xla_backend_extra_options=mine", "--xla_backend_extra_options=mine" + older),
+        (f"{options} --xla_cpu_use_fusion_emitters", f"{options} --xla_cpu_use_fusion_emitters"),
+    ):
+        monkeypatch.setenv("XLA_FLAGS", before)
+        for _ in range(2):
+            choose_short_loops(quick=True)
+            assert os.environ["XLA_FLAGS"] == after
+
+
 @pytest.mark.parametrize("version", ["0.10.1", "0.10.2"])
 def test_flags_of_the_user_come_first(version, monkeypatch):
     monkeypatch.setattr(jaxlib, "__version__", version)
