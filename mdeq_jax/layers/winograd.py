@@ -9,7 +9,9 @@ Along both axes, a tile of 2x2 outputs takes 16 multiplications instead of 36. T
 only 0, 1 and 1/2, so results differ from those of a direct convolution by rounding.
 
 B^T d of all tiles is four times as large as the input. What does not fit in the caches is computed
-block by block: some images at a time, or some rows of an image.
+block by block: some images at a time, or some rows of an image. Layers that are not wide always
+have two blocks at least. What a block computes is then rounded alike for any number of images; as
+one piece, XLA fuses it with the next layer.
 """
 
 from collections.abc import Sequence
@@ -58,7 +60,7 @@ def conv3x3_tiles(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> 
     filters = [_filtered(taps, transposed) for taps in _filtered(kernel, transposed)]
     if transposed:
         filters = [[matrix.T for matrix in four] for four in filters]
-    images, rows = _block(x.shape, max(kernel.shape[2:]) * x.dtype.itemsize)
+    images, rows = _block(x.shape, kernel)
     bands = -(-height // rows)
     vertical = (1, 1 + height % 2)
 
@@ -83,19 +85,17 @@ def _bands(x: jax.Array, rows: int, bands: int) -> jax.Array:
     return jnp.concatenate([inner, *after], axis=2)
 
 
-def _block(shape: tuple[int, ...], width: int) -> tuple[int, int]:
-    """Images, and rows of an image, that are computed at a time.
-
-    Args:
-        shape: of the input.
-        width: bytes of all channels at one place, of input or output.
-    """
+def _block(shape: tuple[int, ...], kernel: jax.Array) -> tuple[int, int]:
+    """Images of an input, and rows of an image, that are computed at a time."""
     batch, rows = shape[0], shape[1] + shape[1] % 2
-    image = 4 * rows * shape[2] * width
-    if batch * image <= _WHOLE:
+    image = 4 * rows * shape[2] * max(kernel.shape[2:]) * kernel.dtype.itemsize
+    wide = min(kernel.shape[2:]) >= _WIDE
+    if (wide or batch == 1) and batch * image <= _WHOLE:
         return batch, rows
     if image <= _BLOCK:
-        return max(n for n in range(1, batch + 1) if batch % n == 0 and n * image <= _BLOCK), rows
+        most = max(1, batch if wide else batch // 2)
+        sizes = [n for n in range(1, most + 1) if batch % n == 0 and n * image <= _BLOCK]
+        return max(sizes), rows
     return 1, min(rows, max(2, 2 * int(rows * _BLOCK / image / 2)))
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mdeq_jax import hardware
-from mdeq_jax.layers import conv2d, winograd
+from mdeq_jax.layers import conv2d, group_norm, winograd
 from mdeq_jax.layers.conv import _conv2d
 
 PAD = (1, 1)
@@ -51,14 +51,26 @@ def test_blocks_of_images_and_of_rows(shape, block, monkeypatch, x64):
 
 def test_blocks_keep_to_the_limit():
     def block(batch, height, width, channels):
-        return winograd._block((batch, height, width, channels), 4 * channels)
+        kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)
+        return winograd._block((batch, height, width, channels), kernel)
 
     assert block(2, 32, 32, 120) == (2, 32)  # all at once
     assert block(32, 32, 32, 120) == (4, 32)  # 2 MB an image
     assert block(7, 64, 64, 120) == (1, 64)  # 7.9 MB an image
+    assert block(2, 32, 32, 24) == (1, 32)  # two blocks, as it is not wide
+    assert block(1, 32, 32, 24) == (1, 32)
     images, rows = block(3, 512, 256, 64)
     assert (images, rows % 2) == (1, 0)
     assert 4 * rows * 256 * 4 * 64 <= winograd._BLOCK < 4 * (rows + 2) * 256 * 4 * 64
+
+
+@pytest.mark.skipif(hardware.target().platform != "cpu", reason="GPUs have a form of their own")
+def test_an_image_has_the_same_numbers_in_any_batch():
+    """Also next to operations with which XLA would fuse the sums of the tiles."""
+    x, kernel = data(48, 16, 16, 24, 120)
+    layer = jax.jit(lambda x: group_norm(conv2d(x, kernel), 8, relu=True))
+    for size in (4, 16):
+        np.testing.assert_array_equal(layer(x[:size]), layer(x)[:size])
 
 
 def convolutions(x, kernel):
