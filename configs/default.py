@@ -49,8 +49,8 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
     # training 1.1 and inference 1.1 to 1.2 times as fast (benchmarks/RESULTS.md).
     config.pallas = placeholder(bool)
 
-    # CPUs: programs compile in three quarters of the time, and run up to a tenth slower. For short
-    # trainings. Of the config that train.py and eval.py are given, also if they resume.
+    # CPUs: programs compile in three quarters of the time, and run up to a tenth slower; for short
+    # trainings. The programs read it from the config on their command line, also if they resume.
     config.quick_compilation = False
 
     config.model = MODEL_FIELDS[model]()

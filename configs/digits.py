@@ -13,7 +13,7 @@ from mdeq_jax.configs import default
 def get_config():
     config = default.get_config()
     config.name = "digits"
-    config.quick_compilation = True  # for training of a minute
+    config.quick_compilation = True  # training takes a minute
 
     config.model.channels = (24, 48)
     config.model.expansion = 2

@@ -9,9 +9,9 @@ Along both axes, a tile of 2x2 outputs takes 16 multiplications instead of 36. T
 only 0, 1 and 1/2, so results differ from those of a direct convolution by rounding.
 
 B^T d of all tiles is four times as large as the input. What does not fit in the caches is computed
-block by block: some images at a time, or some rows of an image. Layers that are not wide always
-have two blocks at least. What a block computes is then rounded alike for any number of images; as
-one piece, XLA fuses it with the next layer.
+block by block: some images at a time, or some rows of an image. Layers that are not wide
+have at least two blocks if there are several images. A block is then rounded alike for any number
+of them; as one piece, XLA fuses it with the next layer.
 """
 
 from collections.abc import Sequence

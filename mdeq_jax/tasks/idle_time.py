@@ -4,8 +4,8 @@ import numpy as np
 
 from mdeq_jax.solvers import Status
 
-# An evaluation of f takes so many times as long for each sample as in a batch. Measured: 1.1 to 1.2
-# (docs/performance_log.md).
+# On slots, an evaluation of f takes so many times as long for each sample as in a batch. Measured:
+# 1.0 to 1.25 (docs/performance_log.md).
 SLOT_COST = 1.2
 
 

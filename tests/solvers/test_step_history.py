@@ -62,6 +62,7 @@ def test_large_histories_alone_have_parts():
     assert step_history.choose(False, any_batch, 17, jnp.float32) is step_history.WHOLE
 
 
+@pytest.mark.skipif(hardware.target().platform != "cpu", reason="rounds alike on CPUs")
 @pytest.mark.parametrize("rows", [1, 7, 17, 59, 65])
 def test_each_slot_reads_its_own_rows(rows):
     """To the bit as all rows would give; rows past the next part are not read."""
