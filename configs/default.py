@@ -45,8 +45,8 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
     config.precision = "float32"  # or "bfloat16": of the network; the solver state is float32
 
     # Pallas kernels for group norms and Broyden's history: True, False, or None, which uses them on
-    # a GPU if the batch gives each of its multiprocessors two programs. On an H200 they made
-    # training 1.1 and inference 1.1 to 1.2 times as fast (benchmarks/RESULTS.md).
+    # a GPU if the batch gives its multiprocessors enough to do. On an H200 they made training 1.1
+    # to 1.2 and inference 1.1 times as fast (benchmarks/RESULTS.md).
     config.pallas = placeholder(bool)
 
     # CPUs: programs compile in three quarters of the time, and run up to a tenth slower; for short

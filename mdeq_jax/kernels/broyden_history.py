@@ -17,6 +17,7 @@ from mdeq_jax.kernels.launch import launch, triton
 
 STRETCH = 4096  # a power of two, for Triton
 NUM_WARPS = 8
+MIN_PROGRAMS = 256  # about two for each multiprocessor of an H200
 
 
 def num_programs(z: jax.Array) -> int:

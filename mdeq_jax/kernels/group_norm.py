@@ -18,57 +18,71 @@ from jax.experimental import pallas as pl
 
 from mdeq_jax.kernels.launch import launch, triton
 
+# Measured on an H200 (docs/performance_log.md).
 BLOCK = 4096  # numbers of an array that a program holds at a time
-MIN_CHANNELS = 16  # of a program, if there are as many: whole sectors of memory
+MIN_CHANNELS = 32  # of a program, if there are as many: whole sectors of memory
+MAX_SHARED_LANES = 64  # lanes of a program with several groups
+VECTOR = 4  # numbers that a thread loads at once
 NUM_WARPS = 8
+MIN_PROGRAMS = 64  # about half a program for each multiprocessor of an H200
 
 
 class _Block(NamedTuple):
-    """How a program goes through a sample `[H W, groups, size]`, in powers of two for Triton.
+    """How a program goes through its channels of a sample `[H W, C]`.
 
     Attributes:
-        pixels: pixels in a block.
-        groups: groups of a program.
-        lanes: channels of a group, rounded up.
+        size: channels of a group.
+        groups: groups of the program.
+        lanes: its channels, rounded up to a power of two for Triton.
+        pixels: pixels in a block, a power of two.
         times: number of blocks that cover all pixels.
     """
 
-    pixels: int
+    size: int
     groups: int
     lanes: int
+    pixels: int
     times: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of the program."""
+        return self.size * self.groups
 
 
 def _block(num_pixels: int, num_groups: int, size: int) -> _Block:
-    lanes, groups = pl.next_power_of_2(size), 1
-    while groups * lanes < MIN_CHANNELS and num_groups % (2 * groups) == 0:
+    """Takes groups until their channels fill sectors of memory and whole vectors, if they can."""
+    groups = 1
+    while (
+        (groups * size < MIN_CHANNELS or groups * size % VECTOR)
+        and num_groups % (2 * groups) == 0
+        and 2 * groups * size <= MAX_SHARED_LANES
+    ):
         groups *= 2
-    pixels = min(pl.next_power_of_2(num_pixels), max(BLOCK // (groups * lanes), 1))
-    return _Block(pixels, groups, lanes, pl.cdiv(num_pixels, pixels))
+    lanes = pl.next_power_of_2(groups * size)
+    pixels = min(pl.next_power_of_2(num_pixels), max(BLOCK // lanes, 1))
+    return _Block(size, groups, lanes, pixels, pl.cdiv(num_pixels, pixels))
 
 
 class _Program:
-    """Loads and stores of one program, on arrays `[B, H W, groups, size]` and smaller ones."""
+    """Loads and stores of one program, on arrays `[B, H W, C]` and smaller ones."""
 
-    def __init__(self, block: _Block, num_pixels: int, size: int, dtype):
+    def __init__(self, block: _Block, num_pixels: int, dtype):
         self.block, self.num_pixels, self.dtype = block, num_pixels, dtype
         self.sample = pl.program_id(0)
-        self.groups = pl.ds(pl.program_id(1) * block.groups, block.groups)
-        # From a traced zero: Pallas refuses a constant start for channels beyond the last.
-        self.lanes = pl.ds(0 * self.sample, block.lanes)
-        self.is_channel = lax.broadcasted_iota(jnp.int32, (block.groups, block.lanes), 1) < size
+        self.channels = pl.ds(pl.program_id(1) * block.channels, block.lanes)
+        self.is_channel = lax.iota(jnp.int32, block.lanes) < block.channels
         self.held = {}  # blocks read so far, if one block covers all pixels
 
     def at(self, ref, i):
         """Returns the i-th block, and a mask of its part within the array."""
-        start = jnp.int32(i * self.block.pixels)
-        index = self.sample, pl.ds(start, self.block.pixels), self.groups, self.lanes
-        shape = self.block.pixels, self.block.groups, self.block.lanes
+        start, shape = jnp.int32(i * self.block.pixels), (self.block.pixels, self.block.lanes)
+        index = self.sample, pl.ds(start, self.block.pixels), self.channels
         is_pixel = start + lax.broadcasted_iota(jnp.int32, shape, 0) < self.num_pixels
         return ref.at[index], is_pixel & self.is_channel[None]
 
     def read(self, ref, i):
-        """Reads the i-th block, `[pixels, groups, lanes]`, zero beyond the array."""
+        """Reads the i-th block, `[pixels, lanes]`, zero beyond the array."""
         if id(ref) in self.held:
             return self.held[id(ref)]
         block, mask = self.at(ref, i)
@@ -78,22 +92,45 @@ class _Program:
         return values
 
     def write(self, ref, i, values):
-        """Writes the part of `[pixels, groups, lanes]` within the array."""
+        """Writes the part of `[pixels, lanes]` within the array."""
         block, mask = self.at(ref, i)
         triton().store(block, values.astype(ref.dtype), mask=mask)
 
-    def read_affine(self, refs):
-        """Reads scale and bias `[groups, size]` as `[groups, lanes]`; 1 and 0 if None."""
-        if refs is None:
-            return jnp.ones((1, 1), self.dtype), jnp.zeros((1, 1), self.dtype)
-        blocks = (refs[name].at[self.groups, self.lanes] for name in ("scale", "bias"))
-        load = partial(triton().load, mask=self.is_channel, other=0)
-        return tuple(load(block).astype(self.dtype) for block in blocks)
+    def read_channels(self, ref, *index):
+        """Reads `[lanes]` from an array `[..., C]`, zero beyond the program's channels."""
+        block = ref.at[*index, self.channels]
+        return triton().load(block, mask=self.is_channel, other=0).astype(self.dtype)
 
-    def write_channels(self, ref, row: int, values):
-        """Writes `[groups, lanes]` to row `row` of an array `[B, rows, groups, size]`."""
-        block = ref.at[self.sample, jnp.int32(row), self.groups, self.lanes]
-        triton().store(block, values, mask=self.is_channel)
+    def write_rows(self, ref, rows):
+        """Writes `[lanes]` each to the rows of an array `[B, rows, C]`."""
+        for i, row in enumerate(rows):
+            block = ref.at[self.sample, jnp.int32(i), self.channels]
+            triton().store(block, row, mask=self.is_channel)
+
+    def read_affine(self, refs):
+        """Reads scale and bias as `[lanes]`; 1 and 0 if None."""
+        if refs is None:
+            return jnp.ones(1, self.dtype), jnp.zeros(1, self.dtype)
+        return tuple(self.read_channels(refs[name]) for name in ("scale", "bias"))
+
+    def sums(self, read: Callable):
+        """Sums over all pixels of both arrays `[pixels, lanes]` of `read(i)`: `[lanes]` each.
+
+        Every thread adds up its own numbers, so only one reduction over the program is left.
+        """
+        zero = jnp.zeros((self.block.pixels, self.block.lanes), self.dtype)
+
+        def add(i, sums):
+            return tuple(s + array for s, array in zip(sums, read(i)))
+
+        return tuple(jnp.sum(s, 0) for s in self.over_blocks(add, (zero, zero)))
+
+    def over_groups(self, x):
+        """The sum of `[lanes]` over each group, for all its channels."""
+        if self.block.groups == 1:
+            return jnp.sum(x)[None]
+        group = lax.iota(jnp.int32, self.block.lanes) // self.block.size
+        return jnp.sum(jnp.where(group[:, None] == group[None], x[None], 0), 1)
 
     def over_blocks(self, step: Callable, carry):
         """Runs `carry = step(i, carry)` for each block, without a loop if there is only one."""
@@ -122,15 +159,15 @@ def normalize(
         eps: added to the variance.
 
     Returns:
-        `[B, H, W, C]` in the type of `x`, and the statistics for `pull_back`: `[B, 2, groups]`,
-        mean and 1 / standard deviation.
+        `[B, H, W, C]` in the type of `x`, and the statistics for `pull_back`: `[B, 2, C]`, mean and
+        1 / standard deviation of each channel's group.
     """
     call = _Call(x, num_groups)
-    statistics = jax.ShapeDtypeStruct((x.shape[0], 2, num_groups), call.dtype)
+    statistics = jax.ShapeDtypeStruct((x.shape[0], 2, x.shape[3]), call.dtype)
     y, statistics = call(
         partial(_normalize, call.program, relu, call.count, eps),
         (call.like(x), statistics),
-        *map(call.split, (x, affine, residual)),
+        *map(call.join, (x, affine, residual)),
     )
     return y.reshape(x.shape), statistics
 
@@ -138,15 +175,15 @@ def normalize(
 def _normalize(new_program, relu, count, eps, x_ref, affine_refs, residual_ref, y_ref, stats_ref):
     program = new_program()
 
-    def add_sums(i, sums):
+    def with_square(i):
         x = program.read(x_ref, i)
-        return tuple(s + jnp.sum(jnp.sum(a, 2), 0) for s, a in zip(sums, (x, x * x)))
+        return x, x * x
 
-    zero = jnp.zeros(program.block.groups, program.dtype)
-    mean, mean_square = (s / count for s in program.over_blocks(add_sums, (zero, zero)))
+    sums = program.sums(with_square)
+    mean, mean_square = (program.over_groups(s) / count for s in sums)
     rstd = lax.rsqrt(_relu(mean_square - mean * mean) + eps)
-    for row, statistic in enumerate((mean, rstd)):
-        stats_ref[program.sample, jnp.int32(row), program.groups] = statistic
+    lanes = (program.block.lanes,)
+    program.write_rows(stats_ref, (jnp.broadcast_to(s, lanes) for s in (mean, rstd)))
     multiplier, shift = _multiplier_and_shift(mean, rstd, *program.read_affine(affine_refs))
 
     def write(i, carry):
@@ -160,9 +197,9 @@ def _normalize(new_program, relu, count, eps, x_ref, affine_refs, residual_ref, 
 
 
 def _multiplier_and_shift(mean, rstd, scale, bias):
-    """The `[groups, lanes]` factors with which the norm of x is x * multiplier + shift."""
-    multiplier = rstd[:, None] * scale
-    return multiplier, bias - mean[:, None] * multiplier
+    """The factors by channel with which the norm of x is x * multiplier + shift."""
+    multiplier = rstd * scale
+    return multiplier, bias - mean * multiplier
 
 
 def _relu(x):
@@ -186,7 +223,7 @@ def pull_back(
         x: `[B, H, W, C]`, the input of `normalize`.
         affine: its scale and bias, or None.
         residual: `[B, H, W, C]` that it added, or None.
-        statistics: `[B, 2, groups]` that it returned.
+        statistics: `[B, 2, C]` that it returned.
         num_groups: its number of groups.
         relu: whether it applied a ReLU.
 
@@ -194,7 +231,7 @@ def pull_back(
         The products with respect to x, affine and residual, each like its argument.
     """
     call = _Call(x, num_groups)
-    sums = jax.ShapeDtypeStruct((x.shape[0], 2, *call.shape[2:]), call.dtype)
+    sums = jax.ShapeDtypeStruct((x.shape[0], 2, x.shape[3]), call.dtype)
     d_residual_like = None if residual is None or not relu else call.like(residual)
     dx, sums, d_residual = call(
         partial(_pull_back, call.program, relu, call.count),
@@ -203,12 +240,12 @@ def pull_back(
             None if affine is None else sums,
             d_residual_like,
         ),
-        *map(call.split, (u, x, affine, residual, statistics)),
+        *map(call.join, (u, x, affine, residual, statistics)),
     )
     d_affine = None
     if affine is not None:
         d_affine = {
-            name: jnp.sum(sums[:, row], 0).reshape(-1).astype(affine[name].dtype)
+            name: jnp.sum(sums[:, row], 0).astype(affine[name].dtype)
             for row, name in enumerate(("bias", "scale"))
         }
     if d_residual_like is not None:
@@ -221,10 +258,10 @@ def pull_back(
 def _pull_back(new_program, relu, count, *refs):
     u_ref, x_ref, affine_refs, residual_ref, stats_ref, dx_ref, sums_ref, d_residual_ref = refs
     program = new_program()
-    mean, rstd = (stats_ref[program.sample, jnp.int32(row), program.groups] for row in (0, 1))
+    rows = (program.read_channels(stats_ref, program.sample, jnp.int32(row)) for row in (0, 1))
+    mean, rstd = rows
     scale, bias = program.read_affine(affine_refs)
     multiplier, shift = _multiplier_and_shift(mean, rstd, scale, bias)
-    mean, rstd = mean[None, :, None], rstd[None, :, None]
 
     def read(i):
         """The normalised x, and u with zeros where the ReLU is zero."""
@@ -234,23 +271,21 @@ def _pull_back(new_program, relu, count, *refs):
             if residual_ref is not None:
                 y += program.read(residual_ref, i)
             u = jnp.where(y > 0, u, 0)
-        return (x - mean) * rstd, u
+        return (x - mean[None]) * rstd[None], u
 
-    def add_sums(i, sums):
+    def with_product(i):
         normalized, u = read(i)
-        return tuple(s + jnp.sum(a, 0) for s, a in zip(sums, (u, u * normalized)))
+        return u, u * normalized
 
-    zero = jnp.zeros((program.block.groups, program.block.lanes), program.dtype)
-    sums = program.over_blocks(add_sums, (zero, zero))
+    sums = program.sums(with_product)
     if sums_ref is not None:
-        for row, total in enumerate(sums):
-            program.write_channels(sums_ref, row, total)
-    mean_u, mean_u_normalized = ((jnp.sum(s * scale, 1) / count)[None, :, None] for s in sums)
+        program.write_rows(sums_ref, sums)
+    mean_u, mean_u_normalized = (program.over_groups(s * scale) / count for s in sums)
 
     def write(i, carry):
         normalized, u = read(i)
-        dx = rstd * (u * scale[None] - mean_u - normalized * mean_u_normalized)
-        program.write(dx_ref, i, dx)
+        dx = u * scale[None] - mean_u[None] - normalized * mean_u_normalized[None]
+        program.write(dx_ref, i, rstd[None] * dx)
         if d_residual_ref is not None:
             program.write(d_residual_ref, i, u)
         return carry
@@ -264,21 +299,21 @@ def num_programs(x: jax.Array, num_groups: int) -> int:
 
 
 class _Call:
-    """The shapes of one call. A kernel sees `[B, H, W, C]` as `[B, H W, groups, size]`."""
+    """The shapes of one call. A kernel sees `[B, H, W, C]` as `[B, H W, C]`."""
 
     def __init__(self, x: jax.Array, num_groups: int):
         batch, height, width, channels = x.shape
-        self.shape = batch, height * width, num_groups, channels // num_groups
-        self.count = height * width * self.shape[3]
+        size, pixels = channels // num_groups, height * width
+        self.shape = batch, pixels, channels
+        self.count = pixels * size
         self.dtype = jnp.promote_types(x.dtype, jnp.float32)
-        block = _block(*self.shape[1:])
-        self.program = partial(_Program, block, self.shape[1], self.shape[3], self.dtype)
+        block = _block(pixels, num_groups, size)
+        self.program = partial(_Program, block, pixels, self.dtype)
         self.grid = batch, num_groups // block.groups
 
-    def split(self, tree):
-        """Splits channels into groups and joins height and width; keeps statistics as they are."""
-        shapes = {4: self.shape, 1: self.shape[2:]}
-        return jax.tree.map(lambda x: x.reshape(shapes.get(x.ndim, x.shape)), tree)
+    def join(self, tree):
+        """Joins height and width."""
+        return jax.tree.map(lambda x: x.reshape(self.shape) if x.ndim == 4 else x, tree)
 
     def like(self, x: jax.Array) -> jax.ShapeDtypeStruct:
         """The shape of a result in the type of `x`."""

@@ -11,22 +11,20 @@ from jax.experimental import pallas as pl
 
 from mdeq_jax import hardware
 
-# Programs that a kernel needs to be faster than XLA's form: about two a multiprocessor of an H200.
-MIN_PROGRAMS = 256
 
-
-def enabled(pallas: bool | None, num_programs: int = MIN_PROGRAMS) -> bool:
+def enabled(pallas: bool | None, num_programs: int, min_programs: int) -> bool:
     """Whether an operation uses its Pallas kernel; decided while JAX traces.
 
     Args:
         pallas: True uses it on every GPU, False never. None uses it on a GPU if this JAX can
             compile it and there is enough work.
         num_programs: programs that the kernel would be launched with.
+        min_programs: programs that are enough work.
     """
     if hardware.target().platform != "gpu":
         return False
     if pallas is None:
-        return num_programs >= MIN_PROGRAMS and _has_triton()
+        return num_programs >= min_programs and _has_triton()
     return pallas
 
 

@@ -49,7 +49,9 @@ def choose(pallas: bool | None, z: jax.Array, rows: int, dtype, *, alone: bool =
         alone: False where the number of steps differs between samples, under `jax.vmap`.
     """
     if hardware.target().platform == "gpu":
-        return PALLAS if enabled(pallas, broyden_history.num_programs(z)) else ONE_PASS
+        programs = broyden_history.num_programs(z)
+        with_pallas = enabled(pallas, programs, broyden_history.MIN_PROGRAMS)
+        return PALLAS if with_pallas else ONE_PASS
     cpu, width = hardware.target().platform == "cpu", jnp.dtype(dtype).itemsize
     # XLA for CPUs converts a narrower type first, which takes more memory by parts.
     # In an exported program for any batch size, the size is not known.

@@ -31,9 +31,9 @@ def test_a_choice_is_kept_on_gpus(pallas):
 
 @pytest.mark.parametrize("pallas", [None, True])
 def test_other_hardware_never_uses_them(pallas):
-    assert not launch.enabled(pallas, 10_000)
+    assert not launch.enabled(pallas, 10_000, 64)
     with hardware.compiling_for("tpu"):
-        assert not launch.enabled(pallas, 10_000)
+        assert not launch.enabled(pallas, 10_000, 64)
 
 
 def test_none_does_without_the_triton_backend(monkeypatch):
@@ -42,4 +42,4 @@ def test_none_does_without_the_triton_backend(monkeypatch):
 
     monkeypatch.setattr(launch, "triton", missing)
     with hardware.compiling_for("gpu"):
-        assert not launch.enabled(None, 10_000)
+        assert not launch.enabled(None, 10_000, 64)

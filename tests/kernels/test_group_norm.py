@@ -12,7 +12,7 @@ from tests.helpers.jaxprs import primitives
 
 # Height, width, channels, groups. They cover one block and several, groups that share a program,
 # sizes that are not powers of two, and a last block that is not full.
-SHAPES = [(4, 4, 24, 8), (3, 5, 20, 4), (9, 7, 40, 2), (6, 6, 6, 1)]
+SHAPES = [(4, 4, 24, 8), (3, 5, 20, 4), (9, 7, 40, 2), (6, 6, 6, 1), (5, 6, 120, 8)]
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,24 @@ def test_bfloat16_is_rounded_once(as_on_gpu):
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (args, u))
     exact = value_and_pullback(*wide, False)
     assert_close(half, exact, rtol=2.0**-8, of_largest=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_groups", "groups", "lanes"),
+    # Whole sectors; whole vectors; as many groups as there are; none that would be too wide.
+    [
+        (20, 8, 2, 64),
+        (15, 8, 4, 64),
+        (3, 8, 8, 32),
+        (5, 2, 2, 16),
+        (33, 8, 1, 64),
+        (160, 8, 1, 256),
+    ],
+)
+def test_groups_of_a_program(size, num_groups, groups, lanes):
+    block = kernels._block(num_pixels=49, num_groups=num_groups, size=size)
+    assert (block.groups, block.lanes, block.channels) == (groups, lanes, groups * size)
+    assert block.pixels * block.times >= 49
 
 
 def test_one_kernel_each_way_on_a_gpu(lowered_for_a_gpu):
