@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mdeq_jax import hardware
-from mdeq_jax.kernels import group_norm as kernels
+from mdeq_jax.kernels import channel_programs
 from mdeq_jax.layers import group_norm
 from tests.helpers.jaxprs import primitives
 
@@ -17,7 +17,7 @@ SHAPES = [(4, 4, 24, 8), (3, 5, 20, 4), (9, 7, 40, 2), (6, 6, 6, 1), (5, 6, 120,
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(kernels, "BLOCK", 512)
+    monkeypatch.setattr(channel_programs, "BLOCK", 512)
 
 
 def assert_close(ours, exact, *, rtol=0.0, of_largest=1e-10):
@@ -135,7 +135,7 @@ def test_bfloat16_is_rounded_once(as_on_gpu):
     ],
 )
 def test_groups_of_a_program(size, num_groups, groups, lanes):
-    block = kernels._block(num_pixels=49, num_groups=num_groups, size=size)
+    block = channel_programs.choose_block(num_pixels=49, num_groups=num_groups, size=size)
     assert (block.groups, block.lanes, block.channels) == (groups, lanes, groups * size)
     assert block.pixels * block.times >= 49
 
