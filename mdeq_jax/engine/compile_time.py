@@ -14,6 +14,7 @@ SECONDS_PER_TENSOR = {
     "the training step with the Jacobian loss": 0.3,
     "the evaluation step": 0.1,
 }
+QUICK = 0.75  # of these with `config.quick_compilation`
 # Parts of a config that decide no program.
 _UNRELATED = ("name", "seed", "checkpoint", "log", "init")
 
@@ -29,7 +30,9 @@ def announced(step: str, variables: dict, config: ConfigDict):
     what = f"the {step} step"
     if step == "training" and config.jacobian.frequency > 0:
         what += " with the Jacobian loss"
-    tensors = len(jax.tree.leaves(variables["params"]))
+    seconds = SECONDS_PER_TENSOR[what] * len(jax.tree.leaves(variables["params"]))
+    if config.quick_compilation:
+        seconds *= QUICK
     decisive = {part: value for part, value in config.items() if part not in _UNRELATED}
     program = ConfigDict(decisive).to_json_best_effort(sort_keys=True)
-    return first_call(what, program, SECONDS_PER_TENSOR[what] * tensors, log)
+    return first_call(what, program, seconds, log)

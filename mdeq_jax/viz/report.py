@@ -12,10 +12,8 @@ import sys
 from pathlib import Path
 
 from mdeq_jax.engine.review import review
-from mdeq_jax.runtime.compilation import (
-    choose_flags,
-    keep_compiled_programs,
-)
+from mdeq_jax.engine.saved_config import read_config
+from mdeq_jax.runtime.compilation import choose_flags, keep_compiled_programs
 from mdeq_jax.viz.html import escape, section
 from mdeq_jax.viz.page import page
 from mdeq_jax.viz.review import Review, review_html
@@ -98,9 +96,9 @@ def main() -> None:
 
 def _review(workdir: Path, arguments: argparse.Namespace) -> Review | str:
     """The review; if data or checkpoint are missing, a sentence on what is missing."""
-    choose_flags()
-    keep_compiled_programs(True)
     try:
+        choose_flags(read_config(workdir).quick_compilation)
+        keep_compiled_programs(True)
         return review(
             workdir,
             checkpoint=arguments.checkpoint,
