@@ -97,10 +97,15 @@ class Program:
         block = ref.at[*index, self.channels]
         return triton().load(block, mask=self.is_channel, other=0).astype(self.dtype)
 
+    def read_rows(self, ref, count: int):
+        """Reads the first rows of an array `[B, rows, C]`, `[lanes]` each."""
+        return [self.read_channels(ref, self.sample, jnp.int32(i)) for i in range(count)]
+
     def write_rows(self, ref, rows):
-        """Writes `[lanes]` each to the rows of an array `[B, rows, C]`."""
+        """Writes `[lanes]` or `[1]` each to the rows of an array `[B, rows, C]`."""
         for i, row in enumerate(rows):
             block = ref.at[self.sample, jnp.int32(i), self.channels]
+            row = jnp.broadcast_to(row, (self.block.lanes,))
             triton().store(block, row, mask=self.is_channel)
 
     def read_affine(self, refs):
@@ -122,7 +127,7 @@ class Program:
         return tuple(jnp.sum(s, 0) for s in self.over_blocks(add, (zero, zero)))
 
     def over_groups(self, x):
-        """The sum of `[lanes]` over each group, for all its channels."""
+        """The sum of `[lanes]` over each group, for all its channels; `[1]` for a single group."""
         if self.block.groups == 1:
             return jnp.sum(x)[None]
         group = lax.iota(jnp.int32, self.block.lanes) // self.block.size

@@ -14,7 +14,10 @@ from jax import lax
 
 from mdeq_jax.kernels.channel_programs import Call
 
-MIN_PROGRAMS = 64  # about half a program for each multiprocessor of an H200
+# About half a program for each multiprocessor of an H200, and two for images larger than those that
+# were measured there.
+MIN_PROGRAMS, MIN_PROGRAMS_OF_LARGE_IMAGES = 64, 256
+LARGE_IMAGE = 64 * 64
 
 
 def normalize(
@@ -60,8 +63,7 @@ def _normalize(new_program, relu, count, eps, x_ref, affine_refs, residual_ref, 
     sums = program.sums(with_square)
     mean, mean_square = (program.over_groups(s) / count for s in sums)
     rstd = lax.rsqrt(_relu(mean_square - mean * mean) + eps)
-    lanes = (program.block.lanes,)
-    program.write_rows(stats_ref, (jnp.broadcast_to(s, lanes) for s in (mean, rstd)))
+    program.write_rows(stats_ref, (mean, rstd))
     multiplier, shift = _multiplier_and_shift(mean, rstd, *program.read_affine(affine_refs))
 
     def write(i, carry):
@@ -136,8 +138,7 @@ def pull_back(
 def _pull_back(new_program, relu, count, *refs):
     u_ref, x_ref, affine_refs, residual_ref, stats_ref, dx_ref, sums_ref, d_residual_ref = refs
     program = new_program()
-    rows = (program.read_channels(stats_ref, program.sample, jnp.int32(row)) for row in (0, 1))
-    mean, rstd = rows
+    mean, rstd = program.read_rows(stats_ref, 2)
     scale, bias = program.read_affine(affine_refs)
     multiplier, shift = _multiplier_and_shift(mean, rstd, scale, bias)
 
@@ -174,3 +175,9 @@ def _pull_back(new_program, relu, count, *refs):
 def num_programs(x: jax.Array, num_groups: int) -> int:
     """Programs that a group norm of `x`, `[B, H, W, C]`, launches."""
     return Call(x, num_groups).num_programs
+
+
+def min_programs(x: jax.Array) -> int:
+    """Programs with which the kernels are faster than XLA's form, for `x` `[B, H, W, C]`."""
+    large = x.shape[1] * x.shape[2] > LARGE_IMAGE
+    return MIN_PROGRAMS_OF_LARGE_IMAGES if large else MIN_PROGRAMS

@@ -42,7 +42,8 @@ def group_norm(
     Returns:
         `[B, H, W, C]` in the type of `x`.
     """
-    with_pallas = enabled(pallas, kernels.num_programs(x, num_groups), kernels.MIN_PROGRAMS)
+    programs = kernels.num_programs(x, num_groups)
+    with_pallas = enabled(pallas, programs, kernels.min_programs(x))
     form = _pallas_group_norm if with_pallas else _reference_group_norm
     return form(num_groups, relu, x, affine, residual)
 

@@ -23,6 +23,12 @@ def test_none_decides_by_the_batch(batch, expected):
     assert uses_pallas(lambda z: broyden(jnp.cos, z, max_steps=3, pallas=None).z, z) == expected
 
 
+@pytest.mark.parametrize("side, expected", [(64, True), (72, False)])
+def test_large_images_need_more_programs(side, expected):
+    x = jax.ShapeDtypeStruct((32, side, side, 128), jnp.float32)  # 128 programs
+    assert uses_pallas(lambda x: group_norm(x, 8, pallas=None), x) == expected
+
+
 @pytest.mark.parametrize("pallas", [False, True])
 def test_a_choice_is_kept_on_gpus(pallas):
     x = jax.ShapeDtypeStruct((1, 4, 4, 16), jnp.float32)
