@@ -73,7 +73,7 @@ class EvalSteps:
             step_budget: on the devices.
             num_batches: how many they are.
         """
-        batches = iter(batches)
+        batches, left = iter(batches), num_batches
         while not self._streams and (batch := next(batches, None)) is not None:
             start = time.perf_counter()
             with self._announced("ordinary", replicated_variables):
@@ -83,7 +83,8 @@ class EvalSteps:
                 seconds = time.perf_counter() - start + self.ordinary.early_s
                 self.ordinary.early_s = 0.0  # counts with the first batch
                 self._idle.add(seconds, rows)
-                self._streams = self._idle.is_worth_compiling(num_batches)
+                left -= 1
+                self._streams = self._idle.is_worth_compiling(left)
             yield sums, rows
         if self._streams and self._stream:
             results = self._stream(replicated_variables, batches, step_budget)

@@ -42,7 +42,7 @@ class BatchedInference:
             num_examples: how many there are at most.
         """
         model, self._variables = trained.model, jax.device_put(trained.variables)
-        self._num_batches = -(-num_examples // batch_size)
+        self._batches_left = -(-num_examples // batch_size)
         self._idle, self._flight, self._last = IdleTime(), None, {}
         slots = slots_for(task, trained.config, batch_size)
         self._can_stream = slots is not None
@@ -78,7 +78,8 @@ class BatchedInference:
         results, rows = jax.device_get(self._infer(self._variables, batch))
         if self._can_stream:
             self._idle.add(time.perf_counter() - start, {**rows, "mask": batch["mask"]})
-            self._streams = self._idle.is_worth_compiling(self._num_batches)
+            self._batches_left -= 1
+            self._streams = self._idle.is_worth_compiling(self._batches_left)
         return _by_index(batch, results)
 
     def finish(self) -> dict[int, PyTree]:

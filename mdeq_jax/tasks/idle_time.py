@@ -26,16 +26,15 @@ class IdleTime:
         self._seconds.append(seconds)
         self._shares.append(np.sum(needed * rows["mask"]) / np.sum(rows["nfe"]))
 
-    def is_worth_compiling(self, num_batches: int) -> bool:
+    def is_worth_compiling(self, batches_left: int) -> bool:
         """Whether slots save more of an evaluation than their program takes to compile.
 
         Args:
-            num_batches: of the whole evaluation, with those that are counted.
+            batches_left: of this evaluation. Those of earlier ones may be counted too.
         """
-        counted = len(self._seconds)
-        if counted < 2:
+        if len(self._seconds) < 2:
             return False
         batch, needed = np.median(self._seconds[1:]), np.mean(self._shares)
         compiling = self._seconds[0] - batch
-        saved = (1 - SLOT_COST * needed) * batch * (num_batches - counted)
+        saved = (1 - SLOT_COST * needed) * batch * batches_left
         return bool(saved > max(compiling, 0))

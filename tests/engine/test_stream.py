@@ -57,25 +57,36 @@ def test_an_evaluation_has_the_same_numbers(config, network, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("idle", "seconds", "batches", "worth"),
+    ("idle", "seconds", "left", "worth"),
     [
-        (0.5, (12.0, 2.0), 15, True),  # 13 batches save 10.4 s, and compiling takes 10 s
-        (0.5, (12.0, 2.0), 14, False),
+        (0.5, (12.0, 2.0), 13, True),  # they save 10.4 s, and compiling takes 10 s
+        (0.5, (12.0, 2.0), 12, False),
         (0.5, (12.0,), 100, False),  # nobody knows how long a batch takes
         (0.1, (2.0, 2.0), 100, False),  # steps on slots take longer
     ],
 )
-def test_auto_compiles_what_saves_time(idle, seconds, batches, worth):
+def test_auto_compiles_what_saves_time(idle, seconds, left, worth):
     time, nfe = IdleTime(), 41
     converged = {"status": np.full(4, Status.CONVERGED), "steps": np.full(4, (1 - idle) * nfe - 1)}
     never = {"status": np.full(4, Status.MAX_STEPS), "steps": np.full(4, 3)}
     for seconds_of_batch in seconds:
         rows = {**converged, "nfe": np.full(4, nfe), "mask": np.ones(4)}
         time.add(seconds_of_batch, rows)
-    assert time.is_worth_compiling(batches) == worth
+    assert time.is_worth_compiling(left) == worth
     for _ in range(20):  # these need all their evaluations
         time.add(seconds[-1], {**never, "nfe": np.full(4, nfe), "mask": np.ones(4)})
-    assert not time.is_worth_compiling(batches)
+    assert not time.is_worth_compiling(left)
+
+
+def test_auto_counts_the_batches_left_of_each_evaluation(config, network, monkeypatch):
+    left = []
+    monkeypatch.setattr(IdleTime, "is_worth_compiling", lambda self, n: left.append(n))
+    config.eval.update(continuous_batching="auto", slots=8)
+    model, task, variables = network
+    evaluator = Evaluator(model, task, load_dataset(config.data), config)
+    for _ in range(2):
+        evaluator(variables)
+    assert len(left) % 2 == 0 and left == 2 * list(range(len(left) // 2))[::-1]
 
 
 @pytest.mark.parametrize(
