@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset, load_dataset
-from mdeq_jax.models import family_of
+from mdeq_jax.models import check_model
 from mdeq_jax.tasks import Task, build_task
 
 
@@ -22,7 +22,7 @@ def prepare(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Task, Datase
             have nothing to do with the data are refused before these are read.
     """
     task = build_task(config)
-    family_of(config).validate(config)
+    check_model(config)
     dataset = load_dataset(config.data)
     config = task.complete(config, dataset)
     task = build_task(config)

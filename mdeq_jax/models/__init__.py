@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 
+from mdeq_jax.models.checks import check_program
 from mdeq_jax.models.deq_transformer.build import DEQ_TRANSFORMER, TRANSFORMER
 from mdeq_jax.models.family import EquilibriumModel, Family
 from mdeq_jax.models.mdeq.build import CLASSIFIER, SEGMENTER
@@ -45,6 +46,7 @@ __all__ = [
     "ModelOutput",
     "apply_cell",
     "build_model",
+    "check_model",
     "deploy",
     "family_of",
 ]
@@ -62,6 +64,16 @@ def family_of(config: "ConfigDict") -> Family:
     return MODELS[name]
 
 
+def check_model(config: "ConfigDict") -> None:
+    """Refuses settings of the model that cannot work.
+
+    Raises:
+        ValueError: names the setting, the requirement and the choices.
+    """
+    check_program(config)
+    family_of(config).validate(config)
+
+
 def build_model(config: "ConfigDict") -> nn.Module:
     """The Flax module that a config describes.
 
@@ -77,9 +89,8 @@ def build_model(config: "ConfigDict") -> nn.Module:
         ValueError: a setting that cannot work; it names the setting, the requirement and the
             choices.
     """
-    family = family_of(config)
-    family.validate(config)
-    return family.build(config)
+    check_model(config)
+    return family_of(config).build(config)
 
 
 def deploy(
@@ -105,5 +116,5 @@ def deploy(
         raise ValueError(
             f"model.name={config.model.name!r} has no merged form; these have one: {choices}."
         )
-    family.validate(config)
+    check_model(config)
     return family.deploy(variables, config, family.build(config), dtype)

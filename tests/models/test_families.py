@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
+from mdeq_jax.hardware import compiling_for
 from mdeq_jax.models import (
     MODELS,
     EquilibriumModel,
@@ -104,6 +105,17 @@ def test_rows_name_fields_and_parts_that_exist(name):
     assert not set(family.architecture_fields) & set(family.ignored_fields)
     variables = jax.eval_shape(build_model(config).init, jax.random.key(0), inputs)
     assert set(family.transferable) < variables["params"].keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_precision_and_kernels_are_checked(name):
+    config = config_and_inputs(name)[0]
+    config.precision = "float16"
+    with pytest.raises(ValueError, match=r"precision must be one of .*; got 'float16'"):
+        build_model(config)
+    config.precision, config.pallas = "float32", True
+    with compiling_for("tpu"), pytest.raises(ValueError, match=r"pallas=True .*'tpu'"):
+        build_model(config)
 
 
 @pytest.mark.parametrize("name", [n for n, family in MODELS.items() if family.has_equilibrium])

@@ -3,6 +3,8 @@
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from mdeq_jax.models.checks import check_counts, check_rates
+
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
@@ -58,20 +60,6 @@ def _check_projections(model: "ConfigDict") -> None:
             f"{WHERE}.projection_updates must be one of {PROJECTION_UPDATES}; "
             f"got {model.projection_updates!r}."
         )
-
-
-def check_counts(model: "ConfigDict", where: str, fields: tuple[str, ...]) -> None:
-    """Refuses numbers below 1."""
-    for field in fields:
-        if model[field] < 1:
-            raise ValueError(f"{where}.{field} must be at least 1; got {model[field]}.")
-
-
-def check_rates(model: "ConfigDict", where: str, fields: tuple[str, ...]) -> None:
-    """Refuses dropout rates outside [0, 1)."""
-    for field in fields:
-        if not 0 <= model[field] < 1:
-            raise ValueError(f"{where}.{field} must be in [0, 1); got {model[field]}.")
 
 
 def check_vocabulary(size: int | None, cutoffs: tuple[int, ...], where: str) -> None:

@@ -2,10 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mdeq_jax import hardware
-from mdeq_jax.models.precision import PRECISIONS
 from mdeq_jax.models.segmentation import check_final_conv_kernel
-from mdeq_jax.solvers.options import check_choice
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -27,19 +24,12 @@ def validate_segmenter(config: "ConfigDict") -> None:
         ValueError: names the setting, its value and the requirement.
     """
     _validate(config, per_scale=("num_blocks", "big_kernels"))
+    check_final_conv_kernel(config)
 
 
 def _validate(config: "ConfigDict", per_scale: tuple[str, ...]) -> None:
-    check_choice("precision", config.precision, PRECISIONS)
-    platform = hardware.target().platform
-    if config.pallas and platform == "tpu":
-        raise ValueError(
-            f"pallas=True uses kernels that are written for GPUs, but JAX runs on {platform!r}. "
-            "Set it to False."
-        )
     _check_scales(config.model, per_scale)
     _check_numbers(config.model)
-    check_final_conv_kernel(config)
     if config.data.image_size is not None:
         height, width = config.data.image_size
         model = config.model

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mdeq_jax.models.precision import PRECISIONS
+from mdeq_jax.models.checks import check_counts
 from mdeq_jax.models.repmlp.module import check_groups, check_partition
 from mdeq_jax.models.repmlp.resnet import BLOCKS, REPMLP_STAGES
 from mdeq_jax.models.segmentation import check_final_conv_kernel
@@ -24,7 +24,7 @@ def validate_resnet(config: "ConfigDict") -> None:
     check_length("channels", model.channels, 5, "for the stem and each of the four stages")
     check_length("num_blocks", model.num_blocks, 4, "for each of the four stages")
     check_length("bottleneck_reduction", model.bottleneck_reduction, 2, "for stages 2 and 3")
-    check_positive(model, ("groups", "global_reduction"))
+    check_counts(model, "model", ("groups", "global_reduction"))
     if min(model.channels[1:]) < 4:
         raise ValueError(
             f"model.channels={tuple(model.channels)}: a stage has at least 4 channels."
@@ -65,7 +65,7 @@ def validate_mlp(config: "ConfigDict") -> None:
     check_common(config)
     stages = len(model.channels)
     check_length("num_blocks", model.num_blocks, stages, "for each stage of model.channels")
-    check_positive(model, ("groups", "global_reduction"))
+    check_counts(model, "model", ("groups", "global_reduction"))
     height, width = config.data.image_size
     for stage, (features, depth) in enumerate(zip(model.channels, model.num_blocks)):
         if depth:
@@ -101,7 +101,6 @@ def check_common(config: "ConfigDict") -> None:
         ValueError: as there.
     """
     model = config.model
-    check_choice("precision", config.precision, PRECISIONS)
     if config.data.image_size is None:
         raise ValueError(
             f"model.name={model.name!r} has weights for each pixel position and needs "
@@ -118,7 +117,7 @@ def check_common(config: "ConfigDict") -> None:
         raise ValueError(
             f"model.channels needs a positive number for each stage; got {tuple(model.channels)}."
         )
-    check_positive(model, ("num_classes",))
+    check_counts(model, "model", ("num_classes",))
 
 
 def check_length(field: str, value: tuple, length: int, what: str) -> None:
@@ -132,14 +131,3 @@ def check_length(field: str, value: tuple, length: int, what: str) -> None:
             f"model.{field} must have {length} entries, one {what}, none negative; "
             f"got {tuple(value)}."
         )
-
-
-def check_positive(model: "ConfigDict", fields: tuple[str, ...]) -> None:
-    """Refuses fields below 1.
-
-    Raises:
-        ValueError: names the field and its value.
-    """
-    for field in fields:
-        if model[field] < 1:
-            raise ValueError(f"model.{field} must be at least 1; got {model[field]}.")

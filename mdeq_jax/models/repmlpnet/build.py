@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from mdeq_jax.models.checks import check_counts
 from mdeq_jax.models.family import Family
 from mdeq_jax.models.precision import PRECISIONS
 from mdeq_jax.models.repmlp.build import batch_norm, input_size, segmentation_head
 from mdeq_jax.models.repmlp.build import notes as repmlp_notes
 from mdeq_jax.models.repmlp.deploy import deploy_repmlpnet
 from mdeq_jax.models.repmlp.module import check_partition
-from mdeq_jax.models.repmlp.validate import check_common, check_length, check_positive
+from mdeq_jax.models.repmlp.validate import check_common, check_length
 from mdeq_jax.models.repmlpnet.block import check_sharesets
 from mdeq_jax.models.repmlpnet.network import RepMLPNet, Stages
 from mdeq_jax.models.segmentation import BackboneSegmenter, check_final_conv_kernel
@@ -81,7 +82,7 @@ def validate(config: "ConfigDict") -> None:
     check_common(config)
     for field in ("num_blocks", "partitions", "sharesets"):
         check_length(field, model[field], len(model.channels), "for each stage of model.channels")
-    check_positive(model, ("patch_size", "gate_reduction", "ffn_expansion"))
+    check_counts(model, "model", ("patch_size", "gate_reduction", "ffn_expansion"))
     if min(model.channels) < model.gate_reduction:
         raise ValueError(
             f"model.gate_reduction={model.gate_reduction} leaves no hidden channel of "

@@ -7,9 +7,8 @@ import flax.linen as nn
 from mdeq_jax.implicit import build_gradient
 from mdeq_jax.layers.adaptive_embedding import Vocabulary
 from mdeq_jax.layers.adaptive_softmax import AdaptiveSoftmax
+from mdeq_jax.models.checks import check_counts, check_rates
 from mdeq_jax.models.deq_transformer.validate import (
-    check_counts,
-    check_rates,
     check_vocabulary,
     known_size,
 )
