@@ -161,7 +161,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; labels lie in [0, num_classes), or are `IGNORE_LABEL`."""
+        """Number of classes; labels lie in [0, num_classes); `IGNORE_LABEL` marks pixels."""
         return len(self.class_names)
 
     @property

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdeq_jax.data import IGNORE_LABEL, Dataset
+from mdeq_jax.data import Dataset
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.tasks.file_names import file_name
 from mdeq_jax.tasks.requests import TrainedModel
@@ -47,6 +47,7 @@ def review_images(
     judge: Callable[[ModelOutput, dict], tuple[jax.Array, jax.Array]],
     show: Callable[[str, Judged], Example],
     counted: str,
+    ignore_label: int | None = None,
 ) -> Review:
     """Evaluates images spread evenly over the evaluation split, on one device.
 
@@ -58,11 +59,12 @@ def review_images(
         judge: outputs and batch to losses `[B]` and logits `[B, ..., C]` at the size of the labels.
         show: the name of an image, and what the model made of it, for the page.
         counted: what the confusion matrix counts.
+        ignore_label: label that it does not count.
     """
     classes, worst, number = dataset.num_classes, [], 0
     confusion = np.zeros(classes * classes, np.int64)
     for judged in _judge_all(task, trained, dataset, max_examples, judge):
-        known = judged.label != IGNORE_LABEL
+        known = judged.label != ignore_label
         cells = judged.label[known].astype(np.int64) * classes + judged.prediction[known]
         confusion += np.bincount(cells, minlength=classes**2)
         number += 1

@@ -72,6 +72,17 @@ def test_classification(config):
     assert len(review.examples) == 5 and "5 of 6" in review.summary
 
 
+def test_a_class_with_the_number_that_marks_pixels_is_counted(config):
+    number = IGNORE_LABEL + 1
+    dataset = images_of([0.1, 0.2], [IGNORE_LABEL, 1], tuple(map(str, range(number))))
+
+    def always_the_last(variables, images, forward):
+        return ModelOutput(jnp.zeros((len(images), number)).at[:, -1].set(1.0))
+
+    review = build_task(config).review(trained(config, always_the_last), dataset, 2)
+    assert review.confusion[IGNORE_LABEL, IGNORE_LABEL] == review.confusion[1, IGNORE_LABEL] == 1
+
+
 def test_a_part_of_the_split_is_spread_over_it(config):
     dataset = images_of(np.linspace(0.1, 0.9, 9), np.arange(9) % 2, ("no", "yes"))
     review = build_task(config).review(trained(config, classify), dataset, 3)

@@ -42,4 +42,6 @@ def review_segmentation(
         )
         return Example(name, judged.loss, (("pixels right", f"{100 * right:.1f} %"),), pictures)
 
-    return review_images(task, trained, dataset, max_examples, judge, show, "pixels")
+    return review_images(
+        task, trained, dataset, max_examples, judge, show, "pixels", ignore_label=IGNORE_LABEL
+    )
