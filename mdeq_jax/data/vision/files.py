@@ -30,11 +30,16 @@ class FileReader:
     def __getitem__(self, index: int) -> Record:
         image, label = self.images[index], self.labels[index]
         if isinstance(label, str):
-            return Record(image, _read(image), _read(label), label)
-        return Record(image, _read(image), int(label))
+            return Record(image, read_file(image), read_file(label), label)
+        return Record(image, read_file(image), int(label))
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str | pathlib.Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        ExampleError: it cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return file.read()

@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 
 from mdeq_jax.data.vision import decoding
+from mdeq_jax.data.vision.files import read_file
 from mdeq_jax.data.vision.unlabelled import list_folder
 
 
@@ -66,7 +67,7 @@ def read_frames(source: str | pathlib.Path, on_error: str = "raise") -> Frames:
 def _pictures(paths, folder, on_error):
     for path in paths:
         try:
-            data = path.read_bytes()
+            data = read_file(path)
             decoding.read_header(data, str(path))
             image = decoding.decode_rgb(data, str(path))
         except decoding.ExampleError as error:

@@ -8,6 +8,7 @@ import numpy as np
 from mdeq_jax.data.dataset import Dataset
 from mdeq_jax.data.vision import augment, decoding
 from mdeq_jax.data.vision.disk_split import DiskSplit, Record
+from mdeq_jax.data.vision.files import read_file
 from mdeq_jax.data.vision.folders import (
     IMAGE_SUFFIXES,
     describe_left_out,
@@ -48,13 +49,14 @@ def read_for_evaluation(path: pathlib.Path, dataset: Dataset) -> np.ndarray:
         float32 `[H, W, 3]`, normalised.
 
     Raises:
-        ExampleError: the file cannot be decoded. It is a ValueError.
+        ExampleError: the file cannot be read or decoded. It is a ValueError.
         ValueError: `dataset` has no images.
     """
-    data, size = path.read_bytes(), dataset.image_size
+    data, size = read_file(path), dataset.image_size
     if size is None or dataset.mean is None or dataset.std is None:
         raise ValueError(f"{dataset.name} is not a data set of images.")
     if dataset.eval.in_memory:
+        decoding.read_header(data, str(path))
         image = decoding.decode_rgb(data, str(path))
         height, width = image.shape[:2]
         scaled = augment.shorter_side_size(height, width, max(size))

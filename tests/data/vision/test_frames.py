@@ -48,6 +48,15 @@ def test_damaged_pictures_are_named_or_skipped(tmp_path):
     assert count == 3 and [frame.name for frame in frames] == ["0.png", "2.png"]
 
 
+def test_a_picture_that_cannot_be_read_is_skipped_too(tmp_path):
+    write_gray(tmp_path / "0.png")
+    (tmp_path / "1.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"1\.png: cannot be read"):
+        list(read_frames(tmp_path).frames)
+    _, frames = read_frames(tmp_path, on_error="skip")
+    assert [frame.name for frame in frames] == ["0.png"]
+
+
 def test_pictures_that_differ_in_their_suffix_alone(tmp_path):
     for name in ("a/1.png", "b/1.png", "b/1.jpg"):
         write_gray(tmp_path / name)
