@@ -59,6 +59,8 @@ def jacobian_loss(
     if probe is not None:
         return jnp.sum(jnp.square(product(ravel_batch(probe)[0]))) / flat.size
     assert key is not None  # as checked above
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # of `jax.random.PRNGKey`
+        key = jax.random.wrap_key_data(key)
     if num_probes == 1:
         return jnp.sum(jnp.square(product(_normal(key, flat)))) / flat.size
 

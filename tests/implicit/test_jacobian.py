@@ -32,6 +32,17 @@ def test_jacobian_loss_estimates_the_frobenius_norm(x64):
     np.testing.assert_allclose(gradient, 2 * w @ np.ones((SIZE, SIZE)) / SIZE, atol=1e-12)
 
 
+def test_raw_keys_mean_the_same(x64):
+    w, z = matrix([0.9, 0.5, 0.1, -0.3, -0.7]), jnp.zeros((BATCH, SIZE))
+    new, raw = jax.random.key(3), jax.random.PRNGKey(3)
+    for n, split in ((1, False), (2, False), (2, True)):
+        keys = [jax.random.split(key, BATCH) if split else key for key in (new, raw)]
+        expected, same = (jacobian_loss(cell, w, z, z, key=key, num_probes=n) for key in keys)
+        assert expected == same
+    expected, same = (spectral_radius(cell, w, z, z, key=key).radius for key in (new, raw))
+    np.testing.assert_array_equal(expected, same)
+
+
 def test_spectral_radius_of_a_real_eigenvalue(x64):
     w, z = matrix([-0.9, 0.5, 0.1, 0.3, 0.7]), jnp.zeros((BATCH, SIZE))
     result = spectral_radius(cell, w, z, z, key=jax.random.key(0), num_steps=200)
