@@ -23,9 +23,8 @@ def make_update(optimizer: optax.GradientTransformation, ema_decay: float | None
 
     def update(condition: jax.Array, state: TrainState, grads, norm: jax.Array, stats) -> dict:
         def moved() -> dict:
-            updates, opt_state = optimizer_update(
-                grads, state.opt_state, state.params, grad_norm=norm
-            )
+            opt_state = _at_step(state.opt_state, state.step)
+            updates, opt_state = optimizer_update(grads, opt_state, state.params, grad_norm=norm)
             params = optax.apply_updates(state.params, updates)
             new = {"params": params, "batch_stats": stats, "opt_state": opt_state}
             if ema_decay is not None:
@@ -36,6 +35,22 @@ def make_update(optimizer: optax.GradientTransformation, ema_decay: float | None
         return update_if(condition, moved, {name: getattr(state, name) for name in names})
 
     return update
+
+
+def _at_step(opt_state: PyTree, step: jax.Array) -> PyTree:
+    """The optimiser's state, with learning rates of this step.
+
+    Optax counts updates for its schedules, which does not count those that were left out.
+    """
+
+    def is_schedule(node) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda node: optax.ScaleByScheduleState(count=step) if is_schedule(node) else node,
+        opt_state,
+        is_leaf=is_schedule,
+    )
 
 
 def update_if(condition: jax.Array, update: Callable[[], dict], kept: dict) -> dict:
