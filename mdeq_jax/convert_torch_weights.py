@@ -17,7 +17,8 @@ from pathlib import Path
 from absl import flags, logging
 
 from mdeq_jax import convert
-from mdeq_jax.engine.warm_start import load_variables, save_variables
+from mdeq_jax.engine.variables import load_variables, save_variables
+from mdeq_jax.engine.workdir import has_weights
 from mdeq_jax.runtime import command_line
 
 _CONFIG = command_line.define_config("Config of the network, e.g. configs/imagenet_small.py")
@@ -45,10 +46,10 @@ def _convert():
             "Give --config, and --output or --export (or --inspect alone). The configs are\n"
             + configs
         )
-    if Path(_INPUT.value, "checkpoints").is_dir():
+    if has_weights(Path(_INPUT.value)):
         if _OUTPUT.value:
             raise ValueError(f"{_INPUT.value} is a work directory already: give --export alone.")
-        variables, step = load_variables(_INPUT.value, config)
+        variables, step = load_variables(config, _INPUT.value)
         summary = f"exported step {step:,} of {_INPUT.value}"
     else:
         tensors, notes = convert.read_state_dict(_INPUT.value, _KEY.value)

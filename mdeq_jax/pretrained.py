@@ -8,7 +8,6 @@ from mdeq_jax.extras import require_extra
 
 require_extra("train", "mdeq_jax.pretrained", ("ml_collections", "safetensors"))
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -20,11 +19,12 @@ import jax
 from ml_collections import ConfigDict
 
 from mdeq_jax.engine import saved_config
-from mdeq_jax.engine.evaluation import load_checkpoint
 from mdeq_jax.engine.saved_config import read_config
 from mdeq_jax.engine.state import variable_shapes
+from mdeq_jax.engine.variables import load_variables
 from mdeq_jax.engine.weights_file import WEIGHTS_FILE, read_weights, write_weights
 from mdeq_jax.engine.workdir import CONFIG_FILE
+from mdeq_jax.engine.writers import METRICS_FILE, read_metrics
 from mdeq_jax.models import build_model
 from mdeq_jax.tasks import Task, build_task
 
@@ -63,7 +63,7 @@ def save(
         raise ValueError(f"{folder} holds a model already: choose another folder, or remove it.")
     config = read_config(workdir)
     task = build_task(config)
-    variables, step = load_checkpoint(config, workdir, build_model(config), checkpoint)
+    variables, step = load_variables(config, workdir, checkpoint)
     needed = [name for name in task.model_files if (workdir / name).exists()]
     files = dict.fromkeys([CONFIG_FILE, *needed, *extra_files])
     missing = [name for name in files if not (workdir / name).is_file()]
@@ -202,20 +202,23 @@ def _figures(task: Task, metrics: dict) -> list[str]:
 
 def _last_evaluation(workdir: Path, step: int) -> dict | None:
     """The evaluation of a step in `metrics.jsonl`."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [entry for entry in map(json.loads, lines) if "eval/loss" in entry]
-    return next((entry for entry in reversed(found) if entry["step"] == step), None)
+    if not (workdir / METRICS_FILE).is_file():
+        return None
+    found = [line for line in read_metrics(workdir) if "eval/loss" in line]
+    return next((line for line in reversed(found) if line["step"] == step), None)
 
 
 def complete_arguments(argv: list[str]) -> list[str]:
     """`argv` with the folder of `--pretrained`, downloaded if need be, and with its config."""
     for i, argument in enumerate(argv):
-        name, _, source = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "pretrained" and source:
-            # What eval.py writes, such as sweep.png, goes to the folder too.
-            folder = resolve(source, local_dir=f"runs/{source.replace('/', '--')}")
-            argv = [*argv[:i], f"--pretrained={folder}", *argv[i + 1 :]]
-            if not any(re.match(r"--?config(=|$)", other) for other in argv):
-                argv.insert(1, f"--config={saved_config.__file__}:{folder}")
+        match = re.fullmatch(r"--?pretrained(?:=(.+))?", argument)
+        if not match or (match[1] is None and i + 1 == len(argv)):
+            continue
+        source, after = (match[1], i + 1) if match[1] else (argv[i + 1], i + 2)
+        # What eval.py writes, such as sweep.png, goes to the folder too.
+        folder = resolve(source, local_dir=f"runs/{source.replace('/', '--')}")
+        argv = [*argv[:i], f"--pretrained={folder}", *argv[after:]]
+        if not any(re.match(r"--?config(=|$)", other) for other in argv):
+            argv.insert(1, f"--config={saved_config.__file__}:{folder}")
+        return argv
     return argv

@@ -9,6 +9,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "mdeq_jax"
 
+# Commands inside a room: they may import all that a script may, and nothing imports them.
+COMMANDS = {"viz/report.py": "viz.report", "viz/compare.py": "viz.compare"}
 # A room imports only from floors below its own. `data` and `viz` import no other room except
 # `extras`.
 LAYOUT = [
@@ -22,12 +24,10 @@ LAYOUT = [
     {"diagnostics"},
     {"engine"},
     {"training", "pretrained"},  # `training` re-exports the engine
-    {"train", "eval", "deploy", "export", "convert_torch_weights", "viz.report"},
+    {"train", "eval", "deploy", "export", "convert_torch_weights", *COMMANDS.values()},
     {"scripts"},
 ]
 SCRIPTS = LAYOUT[-2]
-# A command inside a room: it may import all that a script may, and nothing imports it.
-COMMANDS = {"viz/report.py": "viz.report"}
 FLOORS = {room: floor for floor, rooms in enumerate(LAYOUT) for room in rooms}
 STANDALONE = {"data", "viz"}
 # Rooms that know neither tasks nor families by name, and words that would show that they do.

@@ -13,7 +13,7 @@ from mdeq_jax import pretrained
 from mdeq_jax.configs import camvid_tiny, digits, repmlp_digits
 from mdeq_jax.engine.saved_config import read_config
 from mdeq_jax.engine.state import variable_shapes
-from mdeq_jax.engine.warm_start import save_variables
+from mdeq_jax.engine.variables import save_variables
 from mdeq_jax.models import build_model
 from mdeq_jax.training import evaluate
 from tests.helpers.tiny import SINGLE_SCALE, TINY, override
@@ -167,13 +167,24 @@ def test_bad_folders(tiny, tmp_path):
         pretrained.load(tmp_path)
 
 
+def test_arguments_with_the_folder(tiny):
+    folder = tiny[0] / "model"
+    for given in ([f"--pretrained={folder}"], ["-pretrained", str(folder)]):
+        name, config, *rest = pretrained.complete_arguments(["eval.py", *given, "--sweep_steps=1"])
+        assert config.startswith("--config=") and config.endswith(f":{folder}")
+        assert (name, rest) == ("eval.py", [f"--pretrained={folder}", "--sweep_steps=1"])
+    incomplete = ["eval.py", "--pretrained"]  # the parser of flags explains it
+    assert pretrained.complete_arguments(incomplete) == incomplete
+
+
 def test_eval_takes_the_folder_with_its_config(tiny, run_script):
     path, _, metrics = tiny
     done = subprocess.run(
         [
             sys.executable,
             "eval.py",
-            f"--pretrained={path / 'model'}",
+            "--pretrained",
+            path / "model",
             "--config.eval.batch_size=90",
         ],
         env=run_script.environment(),

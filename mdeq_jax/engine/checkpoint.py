@@ -11,17 +11,14 @@ is a number is therefore never half of one.
 
 import contextlib
 import functools
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from mdeq_jax.engine.checkpoint_folder import NEWEST, remove_unfinished, saved_steps
 from mdeq_jax.engine.state import TrainState
 from mdeq_jax.tree import PyTree
-
-NEWEST, BEST = "checkpoints", "best"
 
 
 class CheckpointError(OSError):
@@ -48,7 +45,7 @@ class Checkpoints:
         """
         self.path = Path(workdir).resolve() / folder
         if write and jax.process_index() == 0:
-            _remove_unfinished(self.path)
+            remove_unfinished(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
         self._options: dict[str, Any] = {"max_to_keep": keep, "create": write}
 
@@ -62,7 +59,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
-        return self._manager.latest_step() if _steps(self.path) else None
+        return self._manager.latest_step() if saved_steps(self.path) else None
 
     def save(self, state: TrainState, data_state: dict, carry: PyTree = ()) -> None:
         """Starts saving in the background; `wait` or `close` ends it.
@@ -90,6 +87,9 @@ class Checkpoints:
     def save_scored(self, state: TrainState, score: float) -> None:
         """Starts saving the network alone, with the metric that it is kept for.
 
+        It takes the place of networks of this step and later ones, which a run that was resumed
+        from an earlier checkpoint has left.
+
         Raises:
             CheckpointError: as for `save`.
         """
@@ -98,13 +98,22 @@ class Checkpoints:
             name: _orbax().args.StandardSave(state.eval_variables),
             "score": _orbax().args.JsonSave({"score": score}),
         }
-        self._save(int(state.step), items)
+        step = int(state.step)
+        with self._explained():
+            for later in self._manager.all_steps():
+                if later >= step:
+                    self._manager.delete(later)
+        self._save(step, items)
 
     def _save(self, step: int, items: dict) -> None:
         with self._explained():
             # Orbax refuses a second save of a step, which would be identical.
-            if step not in self._manager.all_steps():
-                self._manager.save(step, args=_orbax().args.Composite(**items))
+            if step in self._manager.all_steps():
+                return
+            if not self._manager.save(step, args=_orbax().args.Composite(**items)):
+                raise OSError(
+                    f"step {step} is not after {self._manager.latest_step()}, the newest one there"
+                )
 
     def best_score(self) -> float | None:
         """The metric of the newest scored checkpoint; None if there is none."""
@@ -227,7 +236,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # a full disk is an error of another type in every layer
-            whole = _steps(self.path)
+            whole = saved_steps(self.path)
             intact = f"the checkpoints of steps {whole} are" if whole else "there is none before it"
             raise CheckpointError(
                 f"A checkpoint could not be written to {self.path}: {_first_line(error)}\n"
@@ -251,25 +260,6 @@ def _orbax():
     import orbax.checkpoint
 
     return orbax.checkpoint
-
-
-def _steps(folder: Path) -> list[int]:
-    """The steps of the complete checkpoints in a folder."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Removes the remains of interrupted saves from the folder.
-
-    Orbax can do it too, but its next save fails if the folder fills up again meanwhile: by a write
-    that was still under way, or on a network file system that keeps open files.
-    """
-    for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
-        for _ in range(20):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if not unfinished.exists():
-                break
-            time.sleep(0.1)
 
 
 def _optimizer_item(state: TrainState) -> dict:

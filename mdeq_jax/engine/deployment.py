@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mdeq_jax.data import EvalLoader, load_dataset
-from mdeq_jax.engine.evaluation import load_checkpoint
-from mdeq_jax.engine.warm_start import save_variables
+from mdeq_jax.engine.variables import load_variables, save_variables
+from mdeq_jax.engine.workdir import check_without_checkpoints
 from mdeq_jax.models import build_model, deploy
 from mdeq_jax.tasks import Task, build_task
 
@@ -44,10 +44,9 @@ def deploy_workdir(
         ValueError: the family has no merged form, the network is deployed already, or `output`
             holds checkpoints.
     """
-    if any((Path(output) / "checkpoints").glob("*")):
-        raise ValueError(f"{output} holds checkpoints already: choose another --output.")
+    check_without_checkpoints(Path(output))
     model, task = build_model(config), build_task(config)
-    variables, step = load_checkpoint(config, Path(workdir), model, checkpoint)
+    variables, step = load_variables(config, workdir, checkpoint)
     merged, deployed = deploy(variables, config)
     batches = list(_batches(config, task, max_batches))
     forms = (model, variables), (build_model(deployed), merged)

@@ -3,19 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from mdeq_jax.diagnostics import sweep
-from mdeq_jax.engine.checkpoint import BEST, NEWEST, Checkpoints
 from mdeq_jax.engine.config_lint import unused_settings
 from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.engine.prepare import prepare
 from mdeq_jax.engine.report import describe_evaluation
-from mdeq_jax.engine.state import variable_shapes
 from mdeq_jax.engine.validate import check_evaluation
-from mdeq_jax.engine.weights_file import WEIGHTS_FILE, read_weights
-from mdeq_jax.engine.workdir import check_architecture, with_saved_fields
+from mdeq_jax.engine.variables import load_variables
+from mdeq_jax.engine.workdir import with_saved_fields
 from mdeq_jax.models import build_model
 from mdeq_jax.runtime import devices
 from mdeq_jax.runtime.hosts import is_primary, log
@@ -54,7 +51,7 @@ def evaluate(
     check_evaluation(config)
     config = with_saved_fields(workdir, config)
     model = build_model(config)
-    variables, step = load_checkpoint(config, workdir, model, checkpoint)
+    variables, step = load_variables(config, workdir, checkpoint)
     config, task, dataset = prepare(config, workdir)
     for line in dataset.notes:
         log(line)
@@ -150,44 +147,7 @@ def save_predictions(
 
 
 def load_trained(config: ConfigDict, workdir: str | Path, checkpoint: str) -> TrainedModel:
-    """The model of a config with the variables of a checkpoint; errors as `load_checkpoint`'s."""
+    """The model of a config with the variables of a checkpoint; errors as `load_variables`'s."""
     config = with_saved_fields(Path(workdir), config)
-    model = build_model(config)
-    variables, step = load_checkpoint(config, Path(workdir), model, checkpoint)
-    return TrainedModel(config, model, variables, step)
-
-
-def load_checkpoint(
-    config: ConfigDict, workdir: Path, model: nn.Module, checkpoint: str = "latest"
-) -> tuple[dict, int]:
-    """The variables of a work directory, on the host, and their step.
-
-    Args:
-        config: a config of the same architecture.
-        workdir: work directory; or a folder of `mdeq_jax.pretrained.save`, which holds one
-            checkpoint only.
-        model: of `build_model(config)`.
-        checkpoint: "latest", "best", or a step.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is of another architecture, or `checkpoint` is none of the above.
-    """
-    if not (checkpoint in ("latest", "best") or checkpoint.isdigit()):
-        raise ValueError(f"checkpoint must be 'latest', 'best' or a step; got {checkpoint!r}.")
-    like = variable_shapes(model, config)
-    if (workdir / WEIGHTS_FILE).is_file() and not (workdir / NEWEST).is_dir():
-        check_architecture(workdir, config)
-        return read_weights(workdir / WEIGHTS_FILE, like)
-    folder = BEST if checkpoint == "best" else NEWEST
-    if not (workdir / folder).is_dir():
-        raise FileNotFoundError(
-            f"{workdir} holds no {folder if folder == NEWEST else 'best checkpoint'}. Train first "
-            "(train.py), convert a PyTorch file (convert_torch_weights.py), or point --workdir to "
-            "a directory where that was done."
-        )
-    check_architecture(workdir, config)
-    with Checkpoints(workdir, folder=folder, write=False) as checkpoints:
-        return checkpoints.restore_variables(
-            like, int(checkpoint) if checkpoint.isdigit() else None
-        )
+    variables, step = load_variables(config, workdir, checkpoint)
+    return TrainedModel(config, build_model(config), variables, step)

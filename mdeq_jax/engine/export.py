@@ -11,7 +11,7 @@ from jax import export as jax_export
 from ml_collections import ConfigDict
 
 from mdeq_jax import hardware
-from mdeq_jax.engine.evaluation import load_checkpoint
+from mdeq_jax.engine.variables import load_variables
 from mdeq_jax.engine.weights_file import WEIGHTS_FILE, write_weights
 from mdeq_jax.models import build_model
 from mdeq_jax.tasks import build_task
@@ -116,7 +116,7 @@ def export_workdir(
     config = config.copy_and_resolve_references()
     config.pallas = False
     model, task = build_model(config), build_task(config)
-    variables, step = load_checkpoint(config, Path(workdir), model, checkpoint)
+    variables, step = load_variables(config, workdir, checkpoint)
     inputs, call = task.exported_call(model)
     exported = export_program(call, variables, inputs, platforms=platforms)
     output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from mdeq_jax.data import Dataset, TrainLoader
 from mdeq_jax.diagnostics import convergence
-from mdeq_jax.engine.checkpoint import BEST, Checkpoints
+from mdeq_jax.engine.checkpoint import Checkpoints
+from mdeq_jax.engine.checkpoint_folder import BEST, NEWEST
 from mdeq_jax.engine.config_lint import unused_settings
 from mdeq_jax.engine.evaluator import Evaluator
 from mdeq_jax.engine.prepare import prepare
@@ -23,6 +24,7 @@ from mdeq_jax.engine.workdir import (
     check_architecture,
     check_resumable,
     check_writable,
+    has_checkpoints,
     with_saved_fields,
     write_config,
 )
@@ -187,13 +189,15 @@ def _finish(
 ) -> None:
     """Prints the result, and writes the convergence plot of a model with an equilibrium."""
     log(f"Done: {describe_evaluation(metrics, task)}")
-    written = "metrics.jsonl and checkpoints/"
+    written = ["metrics.jsonl"]
     if plot:
         score = metrics[f"eval/{task.primary_metric.name}"]
         path = workdir / "convergence.png"
         convergence.plot(path, config, model, state.eval_variables, task, dataset, score, plot)
-        written = "metrics.jsonl, convergence.png and checkpoints/"
-    log(f"Wrote {workdir}/{written}.")
+        written.append("convergence.png")
+    if has_checkpoints(workdir):
+        written.append(f"{NEWEST}/")
+    log(f"Wrote {workdir}/{' and '.join((', '.join(written[:-1]), written[-1]))}.")
     trained = TrainedModel(config, model, state.eval_variables, int(state.step))
     for line in task.closing_lines(trained, workdir):
         log(line)

@@ -122,7 +122,7 @@ class TrainingRun:
         self._state, self._metrics = devices.replicate(state), None
         self._carry = devices.split(carry)
         self._score = self._best.best_score()
-        self._pending, self._healthy = [], True
+        self._pending, self._healthy, self._save_due = [], True, False
         anyone = devices.Agreement()
         tensorboard = self._config.log.tensorboard
         writer = MetricsWriter(self._workdir, after_step=start, tensorboard=tensorboard)
@@ -136,22 +136,36 @@ class TrainingRun:
                 due = self._due(step, stop)
                 self._collect(0 if any(due) else 1, bar)
                 bar.update()
-                if due.saves and (self._healthy or stop):
-                    self._save(data_state or {})
+                self._save_due |= due.saves
+                if self._healthy or stop:
+                    self._save_if_due(data_state)
                 if stop and step < self._num_steps:
                     self._checkpoints.wait()
                     raise Interrupted(step, self._checkpoints.path, flag.received)
                 if due.evaluates:
-                    self._evaluate(writer, step)
+                    self._evaluate(writer, step, data_state)
                 elif due.logs:
                     self._log_steps(writer, step)
                 if due.evaluates or due.logs:
                     self._window = _Window(batches)
+        if self._save_due:
+            hosts.log(
+                f"Warning: the last step was skipped and the evaluation's loss is not finite, so "
+                f"no checkpoint of it is written; {self._kept()}."
+            )
         return devices.unreplicate(self._state), self._metrics
 
-    def _save(self, data_state: dict) -> None:
-        carry = hosts.gather(devices.join(self._carry))
-        self._checkpoints.save(devices.unreplicate(self._state), data_state, carry)
+    def _save_if_due(self, data_state: dict | None) -> None:
+        """Saves what is due. A skipped step may be due to the weights, and puts it off."""
+        if self._save_due:
+            carry = hosts.gather(devices.join(self._carry))
+            self._checkpoints.save(devices.unreplicate(self._state), data_state or {}, carry)
+            self._save_due = False
+
+    def _kept(self) -> str:
+        newest = self._checkpoints.latest_step()
+        kept = "no checkpoint" if newest is None else f"the checkpoint of step {newest}"
+        return f"{self._checkpoints.path} holds {kept}"
 
     def _bar(self, start: int) -> tqdm:
         return tqdm(
@@ -195,12 +209,10 @@ class TrainingRun:
         limit, in_a_row = self._config.train.max_skipped_updates, report.scalars["skipped_in_a_row"]
         if in_a_row >= limit:
             self._checkpoints.wait()
-            newest = self._checkpoints.latest_step()
-            kept = "no checkpoint" if newest is None else f"the checkpoint of step {newest}"
             raise TrainingDiverged(
                 f"The loss or its gradient was not finite in {int(in_a_row)} steps in a row "
                 f"(train.max_skipped_updates={limit}). The weights are those before, and "
-                f"{self._checkpoints.path} holds {kept}. Try a lower train.learning_rate, "
+                f"{self._kept()}. Try a lower train.learning_rate, "
                 "train.warmup_steps, train.grad_clip=1.0, a Jacobian loss (jacobian.weight and "
                 "jacobian.frequency), or precision='float32'."
             )
@@ -224,8 +236,8 @@ class TrainingRun:
         writer.write(metrics)
         self._log(step, "train", describe_training(metrics, self._task))
 
-    def _evaluate(self, writer: MetricsWriter, step: int) -> None:
-        """Evaluates, and keeps the state if it is the best so far."""
+    def _evaluate(self, writer: MetricsWriter, step: int, data_state: dict | None) -> None:
+        """Evaluates; saves what was put off, and the state if it is the best so far."""
         variables = self._state.eval_variables
         metrics = {**self._step_metrics(step), **self._evaluator(variables)}
         epochs = self._config.eval.spectral_radius_every_epochs
@@ -236,9 +248,12 @@ class TrainingRun:
         self._log(step, "train", describe_training(metrics, self._task))
         self._log(step, "eval ", describe_evaluation(metrics, self._task))
         self._metrics = metrics
+        if not np.isfinite(metrics["eval/loss"]):
+            return
+        self._save_if_due(data_state)
         metric = self._task.primary_metric
         score = metrics[f"eval/{metric.name}"]
-        if self._healthy and metric.is_better(score, self._score):
+        if metric.is_better(score, self._score):
             self._score = score
             self._best.save_scored(devices.unreplicate(self._state), score)
 

@@ -1,79 +1,17 @@
-"""Variables into and out of work directories: converted weights, and starts from another task."""
+"""Starting to train from a part of another network, usually one for another task."""
 
 import json
 from pathlib import Path
 
-import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from mdeq_jax.engine.checkpoint import Checkpoints
 from mdeq_jax.engine.saved_config import set_fields
-from mdeq_jax.engine.state import TrainState, build_optimizer, make_state, variable_shapes
-from mdeq_jax.engine.workdir import (
-    CONFIG_FILE,
-    check_architecture,
-    check_writable,
-    field_of,
-    write_config,
-)
-from mdeq_jax.models import build_model, family_of
+from mdeq_jax.engine.state import TrainState
+from mdeq_jax.engine.variables import load_variables
+from mdeq_jax.engine.workdir import CONFIG_FILE, field_of
+from mdeq_jax.models import family_of
 from mdeq_jax.runtime.hosts import log
-
-
-def save_variables(variables: dict, config: ConfigDict, workdir: str | Path) -> None:
-    """Makes a work directory for variables, as if they had been trained for no steps.
-
-    `eval.py` evaluates it, and `train.py` starts from it at step 0 with a fresh optimiser.
-
-    Args:
-        variables: Flax variables of `build_model(config)`, float32.
-        config: the whole config; a copy goes into `workdir`.
-        workdir: made if missing.
-
-    Raises:
-        OSError: `workdir` is a file or cannot be written.
-        ValueError: it holds checkpoints already.
-    """
-    workdir = Path(workdir)
-    check_writable(workdir)
-    if any((workdir / "checkpoints").glob("*")):
-        raise ValueError(
-            f"{workdir} holds checkpoints already: choose another --output, or remove them first."
-        )
-    # The number of steps shapes the learning rate only, which the state does not hold.
-    optimizer = build_optimizer(
-        config.train,
-        num_steps=config.train.warmup_steps + 1,
-        shared=family_of(config).shared_parameters(config),
-    )
-    state = make_state(variables, optimizer)
-    write_config(workdir, config)
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(jax.device_get(state), {})  # no data has been read
-
-
-def load_variables(workdir: str | Path, config: ConfigDict) -> tuple[dict, int]:
-    """The newest variables of a work directory, and their step.
-
-    Args:
-        workdir: of `train_and_evaluate` or `save_variables`.
-        config: a config of the same architecture.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: it is of another architecture.
-    """
-    workdir = Path(workdir)
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(
-            f"{workdir} holds no checkpoints: it must be a work directory of train.py or of "
-            "convert_torch_weights.py."
-        )
-    check_architecture(workdir, config)
-    like = variable_shapes(build_model(config), config)
-    with Checkpoints(workdir, write=False) as checkpoints:
-        return checkpoints.restore_variables(like)
 
 
 def start_from_checkpoint(state: TrainState, config: ConfigDict) -> TrainState:
@@ -92,7 +30,7 @@ def start_from_checkpoint(state: TrainState, config: ConfigDict) -> TrainState:
     """
     source = Path(config.init.from_checkpoint).expanduser()
     source_config, family = _config_of(source, config), family_of(config)
-    variables, step = load_variables(source, source_config)
+    variables, step = load_variables(source_config, source)
     target, other = (flatten_dict(tree) for tree in (state.variables, variables))
     wrong = [
         f"model.{field}: {there} there, {here} here"

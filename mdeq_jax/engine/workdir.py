@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mdeq_jax.engine.checkpoint_folder import NEWEST, saved_steps
 from mdeq_jax.models import family_of
 from mdeq_jax.runtime import hosts
 
@@ -56,7 +57,7 @@ def with_saved_fields(workdir: Path, config: ConfigDict) -> ConfigDict:
 
     Such fields are decided by the data that the network there was trained on.
     """
-    if not (_has_weights(workdir) and (workdir / CONFIG_FILE).exists()):
+    if not (has_weights(workdir) and (workdir / CONFIG_FILE).exists()):
         return config
     saved = json.loads((workdir / CONFIG_FILE).read_text())["model"]
     config = config.copy_and_resolve_references()
@@ -68,10 +69,26 @@ def with_saved_fields(workdir: Path, config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _has_weights(workdir: Path) -> bool:
-    checkpoints = (workdir / "checkpoints").glob("*")
-    saved = any(folder.name.isdigit() for folder in checkpoints)
-    return saved or any(workdir.glob("*.safetensors"))
+def has_weights(workdir: Path) -> bool:
+    """Whether there are checkpoints, or weights of `mdeq_jax.pretrained.save`."""
+    return has_checkpoints(workdir) or any(workdir.glob("*.safetensors"))
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether there is a complete checkpoint."""
+    return bool(saved_steps(workdir / NEWEST))
+
+
+def check_without_checkpoints(workdir: Path) -> None:
+    """Refuses a directory to write to that holds checkpoints.
+
+    Raises:
+        ValueError: it does.
+    """
+    if any((workdir / NEWEST).glob("*")):
+        raise ValueError(
+            f"{workdir} holds checkpoints already: choose another --output, or remove them first."
+        )
 
 
 def check_architecture(workdir: Path, config: ConfigDict) -> None:
@@ -82,7 +99,7 @@ def check_architecture(workdir: Path, config: ConfigDict) -> None:
             `config.json`.
     """
     path = workdir / CONFIG_FILE
-    if not _has_weights(workdir):
+    if not has_weights(workdir):
         return  # a run that was stopped before it saved anything
     if not path.exists():
         raise ValueError(
@@ -123,16 +140,19 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
     if not path.exists():
         return
     saved = json.loads(path.read_text())["train"]
+    anew = "start a new --workdir"
+    if parts := family_of(config).transferable:
+        anew += f" with --config.init.from_checkpoint={workdir}, which takes its "
+        anew += f"{' and '.join(parts)} and a fresh head"
     if saved["optimizer"] != config.train.optimizer:
         raise ValueError(
             f"{workdir} was trained with train.optimizer={saved['optimizer']!r}, whose state "
-            f"{config.train.optimizer!r} cannot resume from. Keep it, or start a new --workdir "
-            f"with --config.init.from_checkpoint={workdir}."
+            f"{config.train.optimizer!r} cannot resume from. Keep it, or {anew}."
         )
     if (saved["ema_decay"] is None) != (config.train.ema_decay is None):
         raise ValueError(
             f"{workdir} was trained with train.ema_decay={saved['ema_decay']}; "
             f"{config.train.ema_decay} cannot resume from it, because an average is kept from the "
-            "first step or not at all. Keep the setting, or start a new --workdir with "
-            f"--config.init.from_checkpoint={workdir}."
+            "first step or not at all. Keep the setting, or "
+            f"{anew}."
         )

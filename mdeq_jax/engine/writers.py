@@ -1,10 +1,12 @@
-"""The files that the metrics of a run go to: `metrics.jsonl` and TensorBoard."""
+"""The files of the metrics of a run: `metrics.jsonl` and TensorBoard."""
 
 import json
 import math
 from pathlib import Path
 
 from mdeq_jax.runtime import hosts
+
+METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
@@ -21,7 +23,7 @@ class MetricsWriter:
             after_step: the step that the run starts from.
             tensorboard: whether to write `workdir/tensorboard/`.
         """
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / METRICS_FILE
         self._tensorboard = None
         if not hosts.is_primary():
             return
@@ -61,6 +63,32 @@ class MetricsWriter:
 
     def __exit__(self, *_):
         self.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict]:
+    """The lines of `workdir/metrics.jsonl`, in the order of their steps.
+
+    A last line that a killed run has left half written is not one of them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty or holds something else.
+    """
+    path = Path(workdir) / METRICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{workdir} holds no {METRICS_FILE}: name a work directory of train.py."
+        )
+    *texts, rest = path.read_text().split("\n")
+    if math.isfinite(_step_of(rest)):
+        texts.append(rest)
+    try:
+        lines = [json.loads(text) for text in texts]
+    except ValueError as error:
+        raise ValueError(f"{path} is not a list of JSON objects: {error}") from None
+    if not lines:
+        raise ValueError(f"{path} is empty: the run has reported nothing yet.")
+    return lines
 
 
 def finite(metrics: dict) -> dict:

@@ -4,12 +4,13 @@ python -m mdeq_jax.viz.compare --metric=perplexity --output=curves.png runs/deq 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from mdeq_jax.engine.writers import read_metrics
 
 
 def read_curve(workdir: str | Path, metric: str) -> tuple[list[float], list[float]]:
@@ -23,14 +24,13 @@ def read_curve(workdir: str | Path, metric: str) -> tuple[list[float], list[floa
         FileNotFoundError: there is no `metrics.jsonl`.
         ValueError: no line has the metric; lists those that there are.
     """
-    path = Path(workdir) / "metrics.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: name a work directory of train.py.")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = read_metrics(workdir)
     found = [line for line in lines if f"eval/{metric}" in line]
     if not found:
         names = sorted({name[5:] for line in lines for name in line if name.startswith("eval/")})
-        raise ValueError(f"{path} has no evaluation with {metric!r}, only with {names}.")
+        raise ValueError(
+            f"{workdir}/metrics.jsonl has no evaluation with {metric!r}, only with {names}."
+        )
     return [line["epoch"] for line in found], [line[f"eval/{metric}"] for line in found]
 
 

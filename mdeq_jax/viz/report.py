@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mdeq_jax.engine.review import review
 from mdeq_jax.engine.saved_config import read_config
+from mdeq_jax.engine.writers import read_metrics
 from mdeq_jax.runtime.compilation import choose_flags, keep_compiled_programs
 from mdeq_jax.viz.html import escape, section
 from mdeq_jax.viz.page import page
@@ -43,7 +44,7 @@ def write_report(
         ValueError: it is empty or not a list of JSON objects.
     """
     workdir = Path(workdir).expanduser()
-    lines = _read_metrics(workdir)
+    lines = read_metrics(workdir)
     config = workdir / "config.json"
     settings = json.loads(config.read_text()) if config.is_file() else {}
     pictures = {
@@ -57,19 +58,6 @@ def write_report(
     name = str(settings.get("name", workdir.name))
     output.write_text(page(name, lines, settings, pictures, mistakes))
     return output
-
-
-def _read_metrics(workdir: Path) -> list[dict]:
-    path = workdir / "metrics.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{workdir} holds no metrics.jsonl: train first, or name a run.")
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path} is not a list of JSON objects: {error}") from None
-    if not lines:
-        raise ValueError(f"{path} is empty: the run has reported nothing yet.")
-    return lines
 
 
 def main() -> None:
@@ -87,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     workdir = Path(arguments.workdir).expanduser()
     try:
-        _read_metrics(workdir)  # before anything is compiled
+        read_metrics(workdir)  # before anything is compiled
         reviewed = _review(workdir, arguments) if arguments.examples > 0 else ""
         print(f"Wrote {write_report(workdir, arguments.output, reviewed)}.")
     except (ValueError, OSError) as error:

@@ -9,7 +9,7 @@ from absl import flags
 
 from mdeq_jax import convert_torch_weights
 from mdeq_jax.convert import export_state_dict, load_torch_file
-from mdeq_jax.engine.warm_start import load_variables
+from mdeq_jax.engine.variables import load_variables
 from tests.helpers import networks, torch_files
 from tests.helpers.networks import assert_same, load_config, random_state_dict
 
@@ -83,7 +83,7 @@ def test_converts_every_kind_of_file(experiment, zipped, command, shapes, tmp_pa
 
     overrides = {flag.split(".")[-1].removesuffix("=True"): True for flag in RECIPES[experiment]}
     config = load_config("cifar10_tiny", **overrides)
-    variables, step = load_variables(tmp_path / "run", config)
+    variables, step = load_variables(config, tmp_path / "run")
     assert step == 0
     exported = export_state_dict(variables, config)
     assert_same(exported, {name: state_dict[name] for name in exported})

@@ -14,7 +14,8 @@ import optax
 import pytest
 
 from configs import default
-from mdeq_jax.engine.checkpoint import BEST, CheckpointError, Checkpoints
+from mdeq_jax.engine.checkpoint import CheckpointError, Checkpoints
+from mdeq_jax.engine.checkpoint_folder import BEST
 from mdeq_jax.engine.state import OPTIMIZERS, build_optimizer, make_state
 from mdeq_jax.engine.workdir import check_writable
 
@@ -78,6 +79,28 @@ def test_best_score(tmp_path):
         variables, step = best.restore_variables(state_of(0).variables)
     assert step == 4
     chex.assert_trees_all_equal(variables, state_of(4).average)
+
+
+@pytest.mark.parametrize("step", [4, 3])
+def test_a_better_one_at_an_earlier_or_equal_step(tmp_path, step):
+    """A run that resumes before its best step finds that one in the folder."""
+    with Checkpoints(tmp_path, folder=BEST, keep=1) as best:
+        best.save_scored(state_of(4), 0.5)
+    with Checkpoints(tmp_path, folder=BEST, keep=1) as best:
+        best.save_scored(state_of(step, size=10), 0.9)
+    with Checkpoints(tmp_path, folder=BEST, write=False) as best:
+        assert best.best_score() == 0.9
+        variables, saved = best.restore_variables(state_of(0, size=10).variables)
+    assert saved == step
+    chex.assert_trees_all_equal(variables, state_of(step, size=10).average)
+    assert [path.name for path in best.path.iterdir()] == [str(step)]
+
+
+def test_a_save_that_is_refused_is_an_error(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(4), {})
+        with pytest.raises(CheckpointError, match="step 3 is not after 4"):
+            checkpoints.save(state_of(3), {})
 
 
 def test_what_an_interrupted_save_left_is_removed(tmp_path):

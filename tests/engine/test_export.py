@@ -12,7 +12,7 @@ import pytest
 from mdeq_jax.configs import camvid_tiny, digits, pydoc_transformer, repmlp_digits
 from mdeq_jax.engine.export import export_program, export_workdir
 from mdeq_jax.engine.state import variable_shapes
-from mdeq_jax.engine.warm_start import save_variables
+from mdeq_jax.engine.variables import save_variables
 from mdeq_jax.models import build_model, deploy
 from mdeq_jax.models.language import Segment
 from mdeq_jax.tasks import build_task

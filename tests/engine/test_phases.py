@@ -1,5 +1,6 @@
 """Settings that change what a step does: phases, random limits, a moving average, bad updates."""
 
+import itertools
 import shutil
 
 import chex
@@ -9,6 +10,7 @@ import pytest
 
 from mdeq_jax.data import Prefetcher
 from mdeq_jax.engine import run
+from mdeq_jax.runtime import devices
 from mdeq_jax.training import TrainingDiverged, evaluate, train_and_evaluate
 from tests.helpers.tiny import SINGLE_SCALE
 from tests.helpers.workdirs import final_variables, read_metrics
@@ -95,3 +97,24 @@ def test_an_absurd_learning_rate(tiny_config, tmp_path):
         train_and_evaluate(config, tmp_path)
     variables = final_variables(config, tmp_path)
     chex.assert_tree_all_finite(variables)
+
+
+@pytest.mark.parametrize("bad_steps", [(1, 2, 3), (3,)])
+def test_a_skipped_last_step_is_saved_if_its_evaluation_is_finite(
+    tiny_config, tmp_path, monkeypatch, bad_steps
+):
+    """A batch with a NaN says nothing of the weights; and what is put off is not forgotten."""
+    numbers, to_devices = itertools.count(1), devices.to_devices
+
+    def spoilt(batch):
+        if next(numbers) in bad_steps:
+            batch = batch | {"image": np.full_like(batch["image"], np.nan)}
+        return to_devices(batch)
+
+    monkeypatch.setattr(devices, "to_devices", spoilt)
+    fields = {"gradient.name": "one_step", "train.epochs": 3 / 11, "train.max_skipped_updates": 9}
+    config = tiny_config({**SINGLE_SCALE, **fields})
+    train_and_evaluate(config, tmp_path)
+    assert read_metrics(tmp_path)[-1]["train/skipped_updates"] == len(bad_steps)
+    for folder in ("checkpoints", "best"):
+        assert [path.name for path in (tmp_path / folder).iterdir()] == ["3"]

@@ -7,10 +7,12 @@ import optax
 import pytest
 
 from configs import default, digits
+from mdeq_jax import pretrained
 from mdeq_jax.convert import convert_state_dict
 from mdeq_jax.convert.mdeq.names import name_table
 from mdeq_jax.engine.state import make_state
-from mdeq_jax.engine.warm_start import load_variables, save_variables, start_from_checkpoint
+from mdeq_jax.engine.variables import load_variables, save_variables
+from mdeq_jax.engine.warm_start import start_from_checkpoint
 from mdeq_jax.training import train_and_evaluate
 from tests.helpers.tiny import SINGLE_SCALE, TINY, override
 
@@ -61,7 +63,7 @@ def source(tmp_path_factory):
 
 
 def test_saved_variables_come_back(source):
-    variables, step = load_variables(source[0], classifier())
+    variables, step = load_variables(classifier(), source[0])
     assert step == 0
     chex.assert_trees_all_equal(variables, source[1])
 
@@ -140,12 +142,13 @@ def small_digits(**model):
 def test_training_starts_from_a_network_with_other_classes(tmp_path, capsys):
     source = small_digits(num_classes=7)
     variables = random_variables(source, seed=1)
-    save_variables(variables, source, tmp_path / "source")
+    save_variables(variables, source, tmp_path / "run of 7")
+    pretrained.save(tmp_path / "run of 7", tmp_path / "source")
     config = small_digits()
-    config.init.from_checkpoint = str(tmp_path / "source")
+    config.init.from_checkpoint = str(tmp_path / "source")  # or the work directory itself
     train_and_evaluate(config, tmp_path / "run")
     assert "head   fresh" in capsys.readouterr().out
-    trained, step = load_variables(tmp_path / "run", config)
+    trained, step = load_variables(config, tmp_path / "run")
     assert step == 3
     for part in ("stem", "cell"):
         ours, expected = trained["params"][part], variables["params"][part]
@@ -160,7 +163,7 @@ def test_training_starts_from_a_converted_network(tmp_path, capsys):
     metrics = train_and_evaluate(config, tmp_path)
     assert "Starting from the network in the work directory" in capsys.readouterr().out
     assert metrics["step"] == 3
-    trained, _ = load_variables(tmp_path, config)
+    trained, _ = load_variables(config, tmp_path)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
         trained["params"],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mdeq_jax.engine.warm_start import save_variables
+from mdeq_jax.engine.variables import save_variables
 from mdeq_jax.models import build_model
 from mdeq_jax.runtime import hosts
 from tests.helpers.tiny import SINGLE_SCALE

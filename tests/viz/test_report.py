@@ -103,7 +103,7 @@ def test_without_an_evaluation(run):
     assert "There has been none yet" in write_report(run, run / "x.html").read_text()
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("{", "not a list of JSON")])
+@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ("{\n{}\n", "not a list of JSON")])
 def test_bad_files(tmp_path, text, message):
     with pytest.raises(FileNotFoundError, match=r"holds no metrics\.jsonl"):
         write_report(tmp_path)

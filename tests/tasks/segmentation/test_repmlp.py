@@ -8,7 +8,7 @@ import pytest
 from configs import default
 from mdeq_jax.engine.deployment import deploy_workdir
 from mdeq_jax.engine.evaluation import load_trained
-from mdeq_jax.engine.warm_start import load_variables, save_variables
+from mdeq_jax.engine.variables import load_variables, save_variables
 from mdeq_jax.models import build_model
 from mdeq_jax.tasks.segmentation.segmenter import Segmenter
 from mdeq_jax.tasks.segmentation.settings import InferenceSettings
@@ -77,7 +77,7 @@ def test_from_a_classifier_trained_deployed_and_evaluated(name, data_dir, tmp_pa
     assert after["eval/pixel_accuracy"] == before["eval/pixel_accuracy"]
     assert abs(after["eval/loss"] - before["eval/loss"]) < 1e-5
     head = [
-        load_variables(w, c)[0]["params"]["head"]
+        load_variables(c, w)[0]["params"]["head"]
         for w, c in ((trained, config), (deployed, merged))
     ]
     jax.tree.map(np.testing.assert_array_equal, *head)

@@ -16,7 +16,7 @@ from mdeq_jax.data import load_dataset
 from mdeq_jax.data.sets import cityscapes
 from mdeq_jax.diagnostics.convergence import convergence_traces
 from mdeq_jax.engine.evaluation import load_trained
-from mdeq_jax.engine.warm_start import load_variables, save_variables
+from mdeq_jax.engine.variables import load_variables, save_variables
 from mdeq_jax.models import build_model
 from mdeq_jax.tasks import build_task
 from mdeq_jax.tasks.segmentation.segmenter import Segmenter, denormalized
@@ -117,8 +117,8 @@ def saved(config, trained, tmp_path_factory):
 
 
 def test_stem_and_cell_are_the_classifiers(config, trained):
-    variables, _ = load_variables(trained[0], config)
-    theirs, _ = load_variables(Path(config.init.from_checkpoint), small_classifier())
+    variables, _ = load_variables(config, trained[0])
+    theirs, _ = load_variables(small_classifier(), Path(config.init.from_checkpoint))
     for part in ("stem", "cell"):
         ours, expected = variables["params"][part], theirs["params"][part]
         chex.assert_trees_all_close(ours, expected, rtol=1e-7, atol=1e-6)
@@ -199,7 +199,7 @@ def test_convergence_is_of_what_evaluation_solves(config, trained):
         half.eval.scales, half.data.eval_image_size = (0.5,), None
         half.solver.forward.tol = 0.0
     dataset, task, model = load_dataset(half.data), build_task(half), build_model(half)
-    variables, _ = load_variables(trained[0], half)
+    variables, _ = load_variables(half, trained[0])
     traces = convergence_traces(model, variables, task, dataset, half)
     segmenter = Segmenter(load_trained(half, trained[0], "latest"))
     batch, _ = dataset.eval.make_batch(np.arange(2), (0, 0))
