@@ -83,9 +83,10 @@ class TokenDistribution:
         return self.tables[0].shape[0] + len(self.cutoffs) - i
 
     def _head_labels(self, labels):
+        tokens = labels
         for i in range(1, len(self.tables)):
             start, end = self._bounds(i)
-            labels = jnp.where((labels >= start) & (labels < end), self._column(i), labels)
+            labels = jnp.where((tokens >= start) & (tokens < end), self._column(i), labels)
         return labels
 
     def _weights(self, i: int) -> tuple[jax.Array, jax.Array]:

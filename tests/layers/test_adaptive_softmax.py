@@ -12,13 +12,13 @@ from mdeq_jax.layers.adaptive_softmax import AdaptiveSoftmax, TokenDistribution
 WIDTH, CUTOFFS, SIZE = 8, (10, 25), 40
 
 
-def distribution(seed=0, batch=3, length=5):
+def distribution(seed=0, batch=3, length=5, rows=(10, 15, 15)):
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape))
 
-    rows, widths = (10, 15, 15), (8, 4, 2)
+    widths = (8, 4, 2)
     return TokenDistribution(
         hidden=normal(batch, length, WIDTH),
         tables=tuple(normal(n, w) for n, w in zip(rows, widths)),
@@ -26,7 +26,7 @@ def distribution(seed=0, batch=3, length=5):
         projections=tuple(normal(WIDTH, w) for w in widths),
         cluster_table=normal(2, widths[0]),
         cluster_bias=normal(2),
-        cutoffs=CUTOFFS,
+        cutoffs=(rows[0], rows[0] + rows[1]),
     )
 
 
@@ -65,6 +65,15 @@ def test_losses_and_gradients(targets, max_logits, x64):
 
     own, expected = jax.jit(jax.value_and_grad(blocks))(d), jax.value_and_grad(definition)(d)
     chex.assert_trees_all_close(own, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [(10, 15, 15), (10, 1, 29), (10, 2, 28), (1, 1, 38)])
+def test_losses_where_a_column_has_the_number_of_a_later_token(rows, x64):
+    """The head's columns follow its tokens, so their numbers are those of tokens in the tails."""
+    d = distribution(rows=rows, batch=1, length=SIZE)
+    own = d.nll(jnp.arange(SIZE)[None])
+    expected = -jnp.diagonal(by_definition(d)[0])[None]
+    np.testing.assert_allclose(own, expected, rtol=1e-10)
 
 
 def test_log_probs(x64):
