@@ -65,9 +65,11 @@ def solve_linear(
 
     It solves for the constant of each sample scaled to a norm in [1, 2), and scales back. An
     absolute tolerance counts in units of the constant's norm. So the solution is linear in the
-    constant under either `stop_mode`, however small the loss.
+    constant under either `stop_mode`, however small the loss. It is NaN for a sample whose constant
+    is not finite.
     """
     flat, unravel = ravel_batch(constant)
+    finite = jnp.all(jnp.isfinite(flat), axis=1)
     flat, scale = to_unit_norm(flat)
     bound = settings_of(solver)
     if start is None:
@@ -84,7 +86,8 @@ def solve_linear(
         solver = partial(solver, tol=bound["tol"] * jnp.maximum(safe_norm(flat), 1))
     solution = solver(affine, start)
     solution = solution._replace(
-        z=scaled(solution.z, scale),
+        # The solver's best iterate, zero, would hide that there is no solution.
+        z=scaled(solution.z, jnp.where(finite, scale, jnp.nan)),
         residual=solution.residual * scale,
         abs_trace=solution.abs_trace * scale[None],
     )

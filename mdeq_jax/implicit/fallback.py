@@ -16,7 +16,7 @@ from mdeq_jax.solvers.norms import safe_norm
 from mdeq_jax.tree import PyTree, ravel_batch
 
 UNCONVERGED = ("keep", "damped", "cap")
-FAILED = 1.0  # residual relative to |g| above which u is worse than zero
+FAILED = 1.0  # residual relative to |g| from which on u is no better than zero
 DAMPED = {"steps": 5, "tau": 0.5}  # the series that replaces u, as in the phantom gradient
 CAP = 10.0  # largest norm of u relative to |g|
 
@@ -36,7 +36,7 @@ def fall_back(
 ) -> PyTree:
     """`u`, with a replacement for the samples whose solve failed.
 
-    A solve failed if the sample did not converge and its residual is over `FAILED` |g|. A batch
+    A solve failed if the sample did not converge and its residual is at least `FAILED` |g|. A batch
     without such a sample costs nothing. A sample's u never depends on another sample.
 
     Args:
@@ -53,7 +53,7 @@ def fall_back(
     flat_g, unravel = ravel_batch(cotangent)
     flat_g = lax.optimization_barrier(flat_g)
     flat_u, size = ravel_batch(u)[0], safe_norm(flat_g)
-    failed = (solution.status != Status.CONVERGED) & (solution.residual > FAILED * size)
+    failed = (solution.status != Status.CONVERGED) & (solution.residual >= FAILED * size)
 
     def replaced():
         if unconverged == "damped":

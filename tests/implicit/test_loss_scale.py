@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdeq_jax.implicit import GRADIENTS, equilibrium, solve_adjoint
+from mdeq_jax.implicit import GRADIENTS, equilibrium, ift, solve_adjoint
+from mdeq_jax.implicit.fallback import UNCONVERGED
 from mdeq_jax.solvers import Status, broyden
 from tests.helpers.cells import affine_cell, problem, start, tanh_cell, value
 
@@ -52,6 +53,21 @@ def test_every_sample_has_its_scale(x64):
     exact = scales * jnp.linalg.solve(jnp.eye(6) - params["w"], direction.T).T
     np.testing.assert_allclose(u, exact, rtol=1e-8)
     assert (report.status == Status.CONVERGED).all()
+
+
+@pytest.mark.parametrize("unconverged", UNCONVERGED)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_gradient_that_is_not_finite_is_not_hidden(bad, unconverged, x64):
+    """Of that sample alone; a solver's best iterate is always finite."""
+    params, x = problem()
+
+    def loss(x):
+        gradient = partial(ift, unconverged=unconverged)
+        z = equilibrium(tanh_cell, params, x, start(tanh_cell), gradient=gradient)[0]
+        return jnp.sum(z * jnp.array([1.0, bad, 1.0])[:, None])
+
+    finite = jnp.isfinite(jax.grad(loss)(x)).all(axis=1)
+    assert finite.tolist() == [True, False, True]
 
 
 def test_an_absolute_tolerance_counts_in_units_of_the_cotangent(x64):
