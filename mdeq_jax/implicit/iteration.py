@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdeq_jax.solvers import Solution, Status, norms
+from mdeq_jax.solvers.stopping import is_done
 from mdeq_jax.solvers.validate import STOP_MODES, check_count, check_tolerance
 from mdeq_jax.tree import PyTree, ravel_batch
 
@@ -74,14 +75,14 @@ def report(
         traces: `[steps, B]` absolute and relative residuals, filled up to row `limit`.
         limit: number of iterations.
         nfe: evaluations of f.
-        tol: a sample whose last residual is under this is CONVERGED.
+        tol: a sample whose last residual is under this, or 0, is CONVERGED.
         stop_mode: which residual counts, "rel" or "abs".
     """
     used = (jnp.arange(traces[0].shape[0]) < limit)[:, None]
     abs_trace, rel_trace = (jnp.where(used, trace, jnp.nan) for trace in traces)
     residual, rel_residual = abs_trace[limit - 1], rel_trace[limit - 1]
     objective = rel_residual if stop_mode == "rel" else residual
-    status = jnp.where(objective < tol, Status.CONVERGED, Status.MAX_STEPS)
+    status = jnp.where(is_done(objective, tol), Status.CONVERGED, Status.MAX_STEPS)
     status = jnp.where(jnp.isfinite(objective), status, Status.DIVERGED)
     flat, _ = ravel_batch(z)
     solution = Solution(

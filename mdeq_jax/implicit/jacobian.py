@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.implicit.problem import Cell, FixedPointProblem, problem_at
-from mdeq_jax.solvers.norms import safe_norm
+from mdeq_jax.solvers.norms import in_float32, safe_norm
 from mdeq_jax.tree import PyTree, ravel_batch
 
 
@@ -57,19 +57,23 @@ def jacobian_loss(
     problem = problem_at(f, params, x, z)
     flat, product = _left_product(problem._replace(z0=lax.stop_gradient(problem.z0)))
     if probe is not None:
-        return jnp.sum(jnp.square(product(ravel_batch(probe)[0]))) / flat.size
+        return _sum_of_squares(product(ravel_batch(probe)[0])) / flat.size
     assert key is not None  # as checked above
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # of `jax.random.PRNGKey`
-        key = jax.random.wrap_key_data(key)
+    keys = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     if num_probes == 1:
-        return jnp.sum(jnp.square(product(_normal(key, flat)))) / flat.size
+        return _sum_of_squares(product(_normal(keys, flat))) / flat.size
 
     def add(total, index):
-        return total + jnp.sum(jnp.square(product(_normal(_fold_in(key, index), flat)))), None
+        return total + _sum_of_squares(product(_normal(_fold_in(keys, index), flat))), None
 
     # One probe after another: neither memory nor compilation grows with their number.
-    total, _ = lax.scan(jax.checkpoint(add), jnp.zeros((), flat.dtype), jnp.arange(num_probes))
+    zero = in_float32(jnp.zeros((), flat.dtype))
+    total, _ = lax.scan(jax.checkpoint(add), zero, jnp.arange(num_probes))
     return total / (num_probes * flat.size)
+
+
+def _sum_of_squares(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(in_float32(x)))
 
 
 def _normal(key: jax.Array, like: jax.Array) -> jax.Array:
@@ -91,8 +95,9 @@ class SpectralRadius(NamedTuple):
         radius: `[B]` |Rayleigh quotient| after the last step, the original's estimate.
         growth: `[B]` geometric mean of |v^T J| / |v| over the second half of the steps. It is also
             correct for a dominant complex pair of eigenvalues, for which `radius` oscillates.
-        residual: `[B]` |v^T J - radius v| / |v^T J| after the last step. It is near zero once v is
-            an eigenvector, which makes `radius` valid. It stays large for a complex pair.
+        residual: `[B]` |v^T J - q v| / |v^T J| after the last step, q the signed quotient. It is
+            near zero once v is an eigenvector, which makes `radius` valid. It stays large for a
+            complex pair.
         vector: `[B, D]` unit vector v after the last step, flat: the dominant left eigenvector, or
             a vector in the plane of a complex pair.
     """
@@ -135,11 +140,11 @@ def spectral_radius(
         size = safe_norm(vj)
         quotient = jnp.sum(vj * v, axis=1)  # |v| = 1
         residual = safe_norm(vj - quotient[:, None] * v) / jnp.maximum(size, 1e-30)
-        direction = vj / jnp.maximum(size, 1e-30)[:, None]
+        direction = (vj / jnp.maximum(size, 1e-30)[:, None]).astype(v.dtype)
         return direction, (jnp.abs(quotient), jnp.log(jnp.maximum(size, 1e-30)), residual)
 
     start = jax.random.normal(key, flat.shape, flat.dtype)
-    start /= safe_norm(start)[:, None]
+    start = (start / safe_norm(start)[:, None]).astype(flat.dtype)
     vector, (quotients, log_sizes, residuals) = lax.scan(step, start, length=num_steps)
     growth = jnp.exp(jnp.mean(log_sizes[num_steps // 2 :], axis=0))
     return SpectralRadius(quotients[-1], growth, residuals[-1], vector)

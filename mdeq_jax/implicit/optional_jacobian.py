@@ -42,7 +42,7 @@ def _loss(f: Cell, condition, inputs, z, key):
 
 def _forward(f, condition, inputs, z, key):
     leaves, structure = jax.tree.flatten(inputs)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
     moving = [leaf for leaf, moves in zip(leaves, floating) if moves]
 
     def loss(moving):

@@ -32,6 +32,20 @@ def test_jacobian_loss_estimates_the_frobenius_norm(x64):
     np.testing.assert_allclose(gradient, 2 * w @ np.ones((SIZE, SIZE)) / SIZE, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_narrow_states_are_added_up_in_float32(dtype):
+    def scaled(w, z, x):
+        return z * jnp.asarray(1.5, dtype)
+
+    key, z = jax.random.key(0), jnp.zeros((8, 20000), dtype)
+    for num_probes in (1, 20):
+        loss = jacobian_loss(scaled, (), (), z, key=key, num_probes=num_probes)
+        assert loss.dtype == jnp.float32
+        np.testing.assert_allclose(loss, 2.25, rtol=0.02)
+    result = spectral_radius(scaled, (), (), z, key=key, num_steps=10)
+    np.testing.assert_allclose(result.radius, 1.5, rtol=0.02)
+
+
 def test_raw_keys_mean_the_same(x64):
     w, z = matrix([0.9, 0.5, 0.1, -0.3, -0.7]), jnp.zeros((BATCH, SIZE))
     new, raw = jax.random.key(3), jax.random.PRNGKey(3)

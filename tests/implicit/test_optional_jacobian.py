@@ -60,3 +60,19 @@ def test_second_derivative(x64):
     plain = partial(gradient_norm, lambda problem, z: jacobian_loss(problem, z=z, key=KEY))
     found = jax.grad(partial(gradient_norm, partial(optional, True)))(w)
     np.testing.assert_allclose(found["kernel"], jax.grad(plain)(w)["kernel"], rtol=1e-5)
+
+
+def test_complex_parameters(x64):
+    _, _, z = arguments()
+    w = jax.random.normal(KEY, (SIZE, SIZE)) * jnp.exp(1j * jnp.arange(SIZE))[None]
+
+    def gradient(loss):
+        def cell(w, z, x):
+            return jnp.real(jnp.tanh(z @ w)) + x
+
+        return jax.grad(lambda w: loss(FixedPointProblem(cell, w, z, z), z))(w)
+
+    found = gradient(partial(optional, jnp.bool_(True)))
+    expected = gradient(lambda problem, z: jacobian_loss(problem, z=z, key=KEY))
+    assert jnp.abs(expected).max() > 0.01
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
