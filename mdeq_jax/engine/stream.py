@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import groupby
 
 import flax.linen as nn
 import numpy as np
@@ -34,22 +35,27 @@ class StreamStep:
     ) -> Iterator[tuple[dict, dict]]:
         """The sums and the rows of the examples that left, see `make_eval_step`, batch by batch.
 
-        After the last batch there is one more result, of the examples that are still in flight.
+        After the last batch of a shape there is one more result, of the examples that are still in
+        flight.
 
         Args:
             replicated_variables: of `devices.replicate`.
-            batches: on the devices, all of one shape.
+            batches: on the devices. Those of one shape are best in a row.
             step_budget: on the devices.
         """
-        flight, batch = None, {}
-        for batch in batches:
-            if flight is None:
-                flight = self._start(replicated_variables, batch)
-            sums, rows, flight = self._step(replicated_variables, flight, batch, step_budget)
-            yield sums, rows
-        if flight is not None:
+        for _, alike in groupby(batches, key=_shapes):
+            flight, batch = None, {}
+            for batch in alike:
+                if flight is None:
+                    flight = self._start(replicated_variables, batch)
+                sums, rows, flight = self._step(replicated_variables, flight, batch, step_budget)
+                yield sums, rows
             sums, rows, _ = self._step(replicated_variables, flight, _padding(batch), step_budget)
             yield sums, rows
+
+
+def _shapes(batch: dict) -> dict[str, tuple[int, ...]]:
+    return {name: x.shape for name, x in batch.items()}
 
 
 def _padding(batch: dict) -> dict:

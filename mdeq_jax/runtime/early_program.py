@@ -1,5 +1,6 @@
 """A compiled function whose program a thread may have made before its first call."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ def can_compile_early() -> bool:
 
 
 class EarlyProgram:
-    """A function of `jax.jit` or `pmap`, called with arrays of one set of shapes.
+    """A function of `jax.jit` or `pmap`, most of whose calls have arrays of the same shapes.
 
     Attributes:
         early_s: seconds that a thread took to trace and compile it; 0 if none did.
@@ -30,6 +31,7 @@ class EarlyProgram:
     def __init__(self, function: Callable):
         """`function` is compiled at the first call, unless a job of `job` has begun before."""
         self._function: Any = function
+        self._program: Any = None  # for the shapes of the job
         self._lock, self._called = threading.Lock(), False
         self.early_s = 0.0
 
@@ -49,7 +51,7 @@ class EarlyProgram:
                 start = time.perf_counter()
                 with no_collection():
                     lowered = self._function.lower(*shapes())
-                self._function = lowered.compile()
+                self._program = lowered.compile()
                 self.early_s = time.perf_counter() - start
 
         return compile_program
@@ -58,4 +60,8 @@ class EarlyProgram:
         """Calls the function."""
         with self._lock:
             self._called = True
+        if self._program is not None:
+            # A program refuses other shapes before it uses or donates anything.
+            with contextlib.suppress(TypeError):
+                return self._program(*args)
         return self._function(*args)

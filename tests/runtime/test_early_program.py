@@ -30,8 +30,17 @@ def test_the_call_uses_what_the_thread_compiled(traced):
     assert program.early_s > 0
     assert program(jnp.ones(3)).tolist() == [2, 2, 2]
     assert threads == [thread]
-    with pytest.raises(TypeError):  # it is the compiled program, of one shape
-        program(jnp.ones(4))
+
+
+def test_other_shapes_are_compiled_at_their_call(traced):
+    function, threads = traced
+    program = EarlyProgram(function)
+    program.job(lambda: (jax.ShapeDtypeStruct((3,), "float32"),))()
+    for size in (4, 3, 4, 5):
+        assert program(jnp.ones(size)).tolist() == [2] * size
+    assert len(threads) == 3
+    with pytest.raises(TypeError, match="positional argument"):
+        program(jnp.ones(3), 1)
 
 
 def test_a_job_after_the_first_call_does_nothing(traced):

@@ -32,17 +32,36 @@ SMALL = {
 }
 
 
+def write_data(folder, eval_sizes):
+    rows = ("id,name,color,ignored", "3,road,#804080,false", "7,sky,#4682b4,false")
+    write(folder / "classes.csv", "\n".join((*rows, "9,void,#000000,true")).encode())
+    for split, sizes in (("train", [(36, 48)] * 4), ("val", eval_sizes)):
+        for i, size in enumerate(sizes):
+            labels = np.random.default_rng(i).choice([3, 7, 9], size).astype(np.uint8)
+            write(folder / split / "images" / f"{i}.png", encode(".png", picture(*size, i)))
+            write(folder / split / "labels" / f"{i}.png", encode(".png", labels))
+
+
 def test_trains_and_evaluates(tmp_path):
     """Two steps; the pixels counted are those of the classes that are not ignored."""
-    rows = ("id,name,color,ignored", "3,road,#804080,false", "7,sky,#4682b4,false")
-    write(tmp_path / "classes.csv", "\n".join((*rows, "9,void,#000000,true")).encode())
-    for split, count in (("train", 4), ("val", 2)):
-        for i in range(count):
-            labels = np.random.default_rng(i).choice([3, 7, 9], (36, 48)).astype(np.uint8)
-            write(tmp_path / split / "images" / f"{i}.png", encode(".png", picture(36, 48, i)))
-            write(tmp_path / split / "labels" / f"{i}.png", encode(".png", labels))
+    write_data(tmp_path, [(36, 48)] * 2)
     config = override(own_segmentation.get_config(), {**SMALL, "data.data_dir": str(tmp_path)})
     metrics = train_and_evaluate(config, tmp_path / "run")
     assert np.isfinite(metrics["train/loss"]) and 0 < metrics["eval/miou"] < 1
     again = evaluate(config, tmp_path / "run")
     np.testing.assert_allclose(again["eval/miou"], metrics["eval/miou"], rtol=1e-6)
+
+
+def test_evaluates_images_of_several_sizes(tmp_path):
+    """In training, whose thread compiles for the first size, and with continuous batching."""
+    write_data(tmp_path, [(36, 48), (28, 40), (28, 40), (36, 48)])
+    fields = {"data.data_dir": str(tmp_path), "data.eval_image_size": None, "eval.batch_size": 1}
+    config = override(own_segmentation.get_config(), {**SMALL, **fields})
+    config.log.convergence_plot = True
+    metrics = train_and_evaluate(config, tmp_path / "run")
+    assert metrics["eval/examples"] == 4 and (tmp_path / "run" / "convergence.png").exists()
+    for choice in ("off", "on"):
+        config.eval.continuous_batching = choice
+        again = evaluate(config, tmp_path / "run")
+        assert again["eval/examples"] == 4
+        np.testing.assert_allclose(again["eval/miou"], metrics["eval/miou"], rtol=1e-6)
