@@ -81,7 +81,7 @@ def convergence_traces(
     """
     traces = program or traces_program(model, task, config)
     loader, carry = _batches(model, task, dataset, config)
-    columns, batch_size = [], _batch_size(config)
+    columns, batch_size, variables = [], _batch_size(config), jax.device_put(variables)
     for batch in islice(loader, -(-MAX_TRACED // batch_size)):
         keep = batch["mask"] > 0
         batch = jax.tree.map(jnp.asarray, batch)

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,20 @@ from mdeq_jax.tasks import Task
 from mdeq_jax.tasks.idle_time import IdleTime
 from mdeq_jax.tasks.stream_settings import check_stream, num_slots, why_not
 from mdeq_jax.tree import PyTree
+
+
+class EvalResult(NamedTuple):
+    """What a call of an evaluation yields, on the host.
+
+    Attributes:
+        sums: see `make_eval_step`.
+        rows: see there.
+        first: whether its program may have been compiled for it.
+    """
+
+    sums: dict
+    rows: dict
+    first: bool
 
 
 class EvalSteps:
@@ -63,8 +78,8 @@ class EvalSteps:
         batches: Iterable[dict],
         step_budget,
         num_batches: int,
-    ) -> Iterator[tuple[dict, dict]]:
-        """Yields sums and rows on the host, see `make_eval_step`, of one call after the other.
+    ) -> Iterator[EvalResult]:
+        """Yields the results of one call after the other.
 
         Args:
             replicated_variables: of `devices.replicate`.
@@ -75,7 +90,7 @@ class EvalSteps:
         """
         batches, left = iter(batches), num_batches
         while not self._streams and (batch := next(batches, None)) is not None:
-            start = time.perf_counter()
+            start, first = time.perf_counter(), "ordinary" not in self._called
             with self._announced("ordinary", replicated_variables):
                 sums, rows, carry = self.ordinary(replicated_variables, carry, batch, step_budget)
             sums, rows = _to_host(sums, rows)
@@ -85,14 +100,15 @@ class EvalSteps:
                 self._idle.add(seconds, rows)
                 left -= 1
                 self._streams = self._idle.is_worth_compiling(left)
-            yield sums, rows
+            yield EvalResult(sums, rows, first)
         if self._streams and self._stream:
             results = self._stream(replicated_variables, batches, step_budget)
+            first = "continuous" not in self._called
             with self._announced("continuous", replicated_variables):
                 result = next(results, None)
             while result is not None:
-                yield _to_host(*result)
-                result = next(results, None)
+                yield EvalResult(*_to_host(*result), first)
+                result, first = next(results, None), False
 
     def compile_job(self, shapes: Callable[[], tuple]) -> Callable[[], None]:
         """A job for a thread that compiles the ordinary step; see `EarlyProgram.job`."""

@@ -1,5 +1,6 @@
 """The only file that uses `pmap`: mapping a step, replicating, sharding."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -25,7 +26,12 @@ def replicate(tree):
     """A copy for each local device, along a new leading axis."""
     # Mapped like the steps: otherwise the first step's placement would differ from the later ones'
     # and the step would be compiled twice.
-    return pmap(lambda x: x)(jax.tree.map(for_each_device, jax.device_get(tree)))
+    return _copy()(jax.tree.map(for_each_device, jax.device_get(tree)))
+
+
+@functools.cache  # each new function would be compiled anew
+def _copy() -> Callable:
+    return pmap(lambda tree: tree)
 
 
 def for_each_device(value) -> np.ndarray:
@@ -86,7 +92,7 @@ def split(tree):
     def parts(x):  # without -1, which empty arrays do not determine
         return np.reshape(x, (count, len(x) // count, *np.shape(x)[1:]))
 
-    return pmap(lambda x: x)(jax.tree.map(parts, tree))  # see `replicate`
+    return _copy()(jax.tree.map(parts, tree))  # see `replicate`
 
 
 def join(tree):
