@@ -1,10 +1,11 @@
 """Converts state dicts of the original code to Flax variables, and back."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mdeq_jax.convert.entries import Entry, Misfit, count_parameters, find_misfit, find_untied
 from mdeq_jax.convert.errors import WeightsFileError, printable
@@ -46,7 +47,7 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray], config: "ConfigDict
 
     Args:
         state_dict: from `load_torch_file`: names to arrays in PyTorch's layout.
-        config: a config of `configs/`; only `model` is read.
+        config: a config of `configs/`; `model` and `data.image_size` are read.
 
     Returns:
         {"params": ..., "batch_stats": ...} of `build_model(config)`, float32 numpy arrays.
@@ -104,7 +105,7 @@ def _convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conv
     if misfit.count:
         raise WeightsFileError(_explain(misfit, named, config))
     _check_agreement(names, named.tensors, table, config)
-    variables, counters, ignored = {}, 0, list(named.ignored)
+    leaves, counters, ignored = {}, 0, list(named.ignored)
     constants = names.constants(config)
     for entry in table:
         if entry.path is None:
@@ -114,13 +115,13 @@ def _convert(state_dict: Mapping[str, np.ndarray], config: "ConfigDict") -> Conv
                 counters += entry.torch_name in named.tensors
             continue
         weight = entry.rule.to_flax(named.tensors[entry.torch_name])
-        _insert(variables, entry.path, np.array(weight, np.float32, order="C"))
+        leaves[entry.path] = np.array(weight, np.float32, order="C")
     if counters:
         ignored.append(f"*.num_batches_tracked: {counters} counters that only PyTorch uses")
     for line in ignored:
         logging.info("Ignored %s", line)
     return Conversion(
-        variables,
+        unflatten_dict(leaves),
         count_parameters(table),
         _recognised(names, named),
         notes,
@@ -177,7 +178,7 @@ def export_state_dict(
 def _export(variables, config):
     names = weight_names(config)
     table, constants = names.table(config), names.constants(config)
-    leaves: dict[tuple[str, ...], np.ndarray] = dict(_flatten(variables))
+    leaves: Any = flatten_dict(variables)
     paths = {entry.path for entry in table if entry.path is not None}
     wrong = [f"missing {'/'.join(path)}" for path in sorted(paths - leaves.keys())]
     wrong += [f"unexpected {'/'.join(path)}" for path in sorted(leaves.keys() - paths)]
@@ -224,17 +225,3 @@ def _explain(misfit: Misfit, named: Named, config: "ConfigDict") -> str:
 def _recognised(names: WeightNames, named: Named) -> str:
     found = names.describe(named.tensors) or describe(named.tensors)[1]
     return UNKNOWN if found is None else found.text
-
-
-def _insert(tree: dict, path: tuple[str, ...], leaf) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = leaf
-
-
-def _flatten(tree: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, (*path, key))
-        else:
-            yield (*path, key), value

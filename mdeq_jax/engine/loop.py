@@ -96,7 +96,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         program.wait_until_traced()
         state = initialise()
         carry = task.initial_carry(model, config.train.batch_size)
-        state, carry = _start(config, workdir, (state, carry), loader, checkpoints, num_steps)
+        state, carry = _start(config, (state, carry), loader, checkpoints, num_steps)
         write_config(workdir, config)
         if hosts.is_primary():
             dataset.save_to(workdir)
@@ -154,7 +154,6 @@ def _announce(
 
 def _start(
     config: ConfigDict,
-    workdir: Path,
     initial: tuple[TrainState, PyTree],
     loader: TrainLoader,
     checkpoints: Checkpoints,

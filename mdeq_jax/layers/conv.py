@@ -195,29 +195,6 @@ def kernel_norms(v: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(v), axis=tuple(range(v.ndim - 1))))
 
 
-class ConvKernel(nn.Module):
-    """A convolution kernel `[k, k, C_in, C_out]` as parameters.
-
-    Without weight norm: the parameter `kernel` ~ N(0, 0.01). With it: the parameters `v`, in
-    PyTorch's default initialisation (which the original leaves in place), and `g` = |v|.
-    """
-
-    size: int
-    in_channels: int
-    out_channels: int
-    weight_norm: bool = False
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        """Returns the kernel, with weight norm applied."""
-        shape = (self.size, self.size, self.in_channels, self.out_channels)
-        if not self.weight_norm:
-            return self.param("kernel", normal_001, shape)
-        v = self.param("v", torch_uniform(self.size**2 * self.in_channels), shape)
-        g = self.param("g", lambda _: kernel_norms(v))
-        return weight_norm(v, g)
-
-
 class Conv(nn.Module):
     """`conv2d` with its kernel, and a bias if `use_bias`; kernel and bias ~ N(0, 0.01)."""
 

@@ -38,7 +38,7 @@ class Kernel(nn.Module):
         return weight_norm(v, g)
 
 
-class Dense(nn.Module):
+class DenseWeights(nn.Module):
     """Weights of a linear layer: {"kernel": `[C_in, C_out]`, "bias": `[C_out]`}; biases zero.
 
     Attributes:
@@ -60,8 +60,8 @@ class Dense(nn.Module):
         return weights
 
 
-def linear(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
-    """x W + b on the last axis of `x`, with the weights of a `Dense`."""
+def apply_dense(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+    """x W + b on the last axis of `x`, with the weights of a `DenseWeights`."""
     y = x @ weights["kernel"]
     if "bias" in weights:
         y = y + jnp.expand_dims(weights["bias"], tuple(range(y.ndim - 1)))

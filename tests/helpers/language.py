@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from configs import default
 from mdeq_jax.convert import convert_state_dict, load_torch_file
 from mdeq_jax.convert.families import weight_names
-from mdeq_jax.convert.state_dict import _flatten, _insert
 from tests.helpers.tiny import override
 
 TRANSFORMER = {
@@ -154,7 +154,7 @@ def combined(config, arrays, key):
 
 def export_float64(tree, config):
     """`export_state_dict` in float64."""
-    leaves = dict(_flatten({"params": tree}))
+    leaves = flatten_dict({"params": tree})
     return {
         entry.torch_name: np.asarray(entry.rule.to_torch(np.asarray(leaves[entry.path])))
         for entry in weight_names(config).table(config)
@@ -167,9 +167,8 @@ def import_float64(state_dict, config):
     variables = {}
     for entry in weight_names(config).table(config):
         if entry.path is not None:
-            weight = np.float64(entry.rule.to_flax(state_dict[entry.torch_name]))
-            _insert(variables, entry.path, weight)
-    return variables
+            variables[entry.path] = np.float64(entry.rule.to_flax(state_dict[entry.torch_name]))
+    return unflatten_dict(variables)
 
 
 def load_reference(folder, name, make_config, build, fields=(), dtype=jnp.float64, tol=1e-6):

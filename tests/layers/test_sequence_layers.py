@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdeq_jax.layers import DenseWeights, Kernel, apply_dense
 from mdeq_jax.layers.causal_conv import causal_conv
-from mdeq_jax.layers.kernel import Dense, Kernel, linear
 from mdeq_jax.layers.relative_position import (
     distance_features,
     inverse_frequencies,
@@ -59,11 +59,11 @@ def test_weight_norm():
 
 
 def test_dense():
-    model = Dense((3, 2))
+    model = DenseWeights((3, 2))
     variables = model.init(jax.random.key(0))
     weights = model.apply(variables)
     x = jnp.ones((1, 4, 3))
     np.testing.assert_allclose(
-        linear(x, weights), jnp.tile(weights["kernel"].sum(0), (1, 4, 1)), rtol=1e-6
+        apply_dense(x, weights), jnp.tile(weights["kernel"].sum(0), (1, 4, 1)), rtol=1e-6
     )
-    assert "bias" not in Dense((3, 2), use_bias=False).init(jax.random.key(0))["params"]
+    assert "bias" not in DenseWeights((3, 2), use_bias=False).init(jax.random.key(0))["params"]

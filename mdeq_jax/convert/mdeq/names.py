@@ -15,9 +15,9 @@ from mdeq_jax.convert.entries import (
     group_norm_entries,
     linear_entries,
 )
+from mdeq_jax.models.mdeq.heads import BOTTLENECK_EXPANSION
 
 CELL = "fullstage."  # prefix of the names in the equilibrium cell
-_BOTTLENECK_EXPANSION = 4
 
 
 def name_table(model) -> list[Entry]:
@@ -92,7 +92,7 @@ def _fusion(name, layer, shape, model) -> Iterator[Entry]:
 
 
 def _classification_head(model) -> Iterator[Entry]:
-    raised = [_BOTTLENECK_EXPANSION * width for width in model.head_channels]
+    raised = [BOTTLENECK_EXPANSION * width for width in model.head_channels]
     for i, (channels, width) in enumerate(zip(model.channels, model.head_channels)):
         name, path = f"incre_modules.{i}.0", ("head", f"bottleneck{i}")
         shapes = ((width, channels, 1), (width, width, 3), (raised[i], width, 1))

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,11 +40,6 @@ class Vocabulary:
     def numbers(self) -> dict[str, int]:
         """{token: its number}."""
         return {token: number for number, token in enumerate(self.tokens)}
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the tokens in order, in hexadecimal."""
-        return hashlib.sha256(json.dumps([self.unit, *self.tokens]).encode()).hexdigest()
 
     @property
     def unknown(self) -> int:

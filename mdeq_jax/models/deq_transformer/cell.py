@@ -18,9 +18,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 
-from mdeq_jax.layers import dropout
+from mdeq_jax.layers import DenseWeights, apply_dense, dropout
 from mdeq_jax.layers.conv import normal_001
-from mdeq_jax.layers.kernel import Dense, linear
 from mdeq_jax.layers.relative_position import shift_to_positions
 
 LAYER_NORM_EPS = 1e-5
@@ -101,7 +100,7 @@ class TransformerCell(nn.Module):
         """The weights by layer, in the type of the computation."""
         spec = self.spec
         d, wide = spec.d_model, spec.d_inner
-        dense = partial(Dense, weight_norm=spec.weight_norm)
+        dense = partial(DenseWeights, weight_norm=spec.weight_norm)
         heads = (spec.n_head, spec.d_head)
         weights = {
             "qkv": dense((d, 3 * d), use_bias=False, name="qkv")(),
@@ -170,7 +169,9 @@ def condition(
         _cast(spec, x) for x in (injection, memory_z, memory_injection, features)
     )
     keys, values = project(spec, weights, memory_z, memory_injection)[1:]
-    distances = rearrange(linear(features, weights["distance"]), "k (h d) -> k h d", h=spec.n_head)
+    distances = rearrange(
+        apply_dense(features, weights["distance"]), "k (h d) -> k h d", h=spec.n_head
+    )
     return CellInput(injection, keys, values, distances, allowed, masks)
 
 
@@ -181,7 +182,7 @@ def _cast(spec: CellSpec, x: jax.Array) -> jax.Array:
 def project(spec: CellSpec, weights: dict, z: jax.Array, injection: jax.Array) -> jax.Array:
     """Queries, keys and values `[3, B, T, n_head, d_head]` of a state `[B, T, d_model]`."""
     y = layer_norm(z) if spec.pre_lnorm else z
-    qkv = linear(y, weights["qkv"]) + injection  # [B, T, 3 d_model]
+    qkv = apply_dense(y, weights["qkv"]) + injection  # [B, T, 3 d_model]
     return rearrange(qkv, "b t (three h d) -> three b t h d", three=3, h=spec.n_head)
 
 
@@ -212,7 +213,7 @@ def attend(spec: CellSpec, weights: dict, z: jax.Array, x: CellInput) -> jax.Arr
 
 def attention_block(spec: CellSpec, weights: dict, z: jax.Array, x: CellInput) -> jax.Array:
     """Attention with its residual: of the raw state, in both norms."""
-    y = linear(attend(spec, weights, z, x), weights["output"])
+    y = apply_dense(attend(spec, weights, z, x), weights["output"])
     y = z + _drop(y, x.masks.attention_output, spec.dropout)
     return y if spec.pre_lnorm else layer_norm(y)
 
@@ -220,9 +221,9 @@ def attention_block(spec: CellSpec, weights: dict, z: jax.Array, x: CellInput) -
 def feed_forward_block(spec: CellSpec, weights: dict, z: jax.Array, masks: CellMasks) -> jax.Array:
     """The feed-forward with its residual: of its normalised input, if it is normalised."""
     y = layer_norm(z) if spec.pre_lnorm else z
-    hidden = nn.relu(linear(y, weights["ff1"]))  # [B, T, d_inner]
+    hidden = nn.relu(apply_dense(y, weights["ff1"]))  # [B, T, d_inner]
     hidden = _drop(hidden, masks.ff_hidden, spec.dropout)
-    y = y + _drop(linear(hidden, weights["ff2"]), masks.ff_output, spec.dropout)
+    y = y + _drop(apply_dense(hidden, weights["ff2"]), masks.ff_output, spec.dropout)
     return y if spec.pre_lnorm else layer_norm(y)
 
 

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.implicit import FixedPointProblem
-from mdeq_jax.layers import dropout, sample_keys
+from mdeq_jax.layers import DenseWeights, apply_dense, dropout, sample_keys
 from mdeq_jax.layers.adaptive_embedding import AdaptiveEmbedding
 from mdeq_jax.layers.adaptive_softmax import AdaptiveSoftmax, TokenDistribution
-from mdeq_jax.layers.kernel import Dense, linear
 from mdeq_jax.layers.relative_position import distance_features, inverse_frequencies
 from mdeq_jax.models.deq_transformer.cell import (
     TransformerCell,
@@ -78,7 +77,7 @@ class DEQTransformer(EquilibriumSolver, nn.Module):
     def setup(self):
         """Makes the injection's layer, which the original does not weight-normalise."""
         d = self.cell.spec.d_model
-        self.injection = Dense((d, 3 * d))
+        self.injection = DenseWeights((d, 3 * d))
 
     def __call__(
         self,
@@ -156,7 +155,7 @@ class DEQTransformer(EquilibriumSolver, nn.Module):
         embedded = self.embedding(tokens)
         if mask is not None:
             embedded = dropout(embedded, mask, self.cell.spec.dropout)
-        return linear(embedded, self.injection())
+        return apply_dense(embedded, self.injection())
 
     def read_out(self, z: jax.Array, *, train: bool = False) -> TokenDistribution:
         """The distribution of the next token at a state, without dropout."""

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mdeq_jax.layers import (
     Affine,
-    ConvKernel,
+    Kernel,
     conv2d,
     dropout,
     dropout_mask,
@@ -90,9 +90,8 @@ class _ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self):
-        kernel = ConvKernel(
-            self.size, self.in_channels, self.out_channels, self.weight_norm, name="conv"
-        )()
+        shape = (self.size, self.size, self.in_channels, self.out_channels)
+        kernel = Kernel(shape, self.weight_norm, name="conv")()
         return {"kernel": kernel, "norm": Affine(self.out_channels, self.affine, name="norm")()}
 
 
@@ -106,10 +105,11 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self):
         c, hidden, spec = self.channels, self.channels * self.spec.expansion, self.spec
+        first, second = ((size, size) for size in self.sizes)
         return {
-            "conv1": ConvKernel(self.sizes[0], c, hidden, spec.weight_norm, name="conv1")(),
+            "conv1": Kernel((*first, c, hidden), spec.weight_norm, name="conv1")(),
             "norm1": Affine(hidden, spec.block_gn_affine, name="norm1")(),
-            "conv2": ConvKernel(self.sizes[1], hidden, c, spec.weight_norm, name="conv2")(),
+            "conv2": Kernel((*second, hidden, c), spec.weight_norm, name="conv2")(),
             "norm2": Affine(c, spec.block_gn_affine, name="norm2")(),
             "norm3": Affine(c, spec.block_gn_affine, name="norm3")(),
         }

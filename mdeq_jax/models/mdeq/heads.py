@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdeq_jax.layers import BatchNorm, Conv, ConvBNReLU, linear
+from mdeq_jax.layers import BatchNorm, Conv, ConvBNReLU, torch_dense
 from mdeq_jax.models.mdeq.cell import Scales
 
 BOTTLENECK_EXPANSION = 4
@@ -97,4 +97,4 @@ class ClassificationHead(nn.Module):
             self.final_channels, 1, self.norm, use_bias=True, dtype=self.dtype, name="final"
         )(y, train)
         y = jnp.mean(y.astype(jnp.promote_types(y.dtype, jnp.float32)), axis=(1, 2))
-        return linear(self.final_channels, self.num_classes, name="classifier")(y)
+        return torch_dense(self.final_channels, self.num_classes, name="classifier")(y)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mdeq_jax.layers import BatchNorm, ConvNorm, GroupedDense, grouped_orthogonal, linear
+from mdeq_jax.layers import BatchNorm, ConvNorm, GroupedDense, grouped_orthogonal, torch_dense
 
 
 def check_partition(height: int, width: int, partition: tuple[int, int], where: str) -> None:
@@ -45,8 +45,8 @@ class GlobalPerceptron(nn.Module):
             means = self.norm.copy(name="norm")(means, train=train)
         v = rearrange(means, "n a b c -> n (c a b)")
         features, hidden = v.shape[1], v.shape[1] // self.reduction
-        v = linear(features, hidden, dtype=self.dtype, name="fc1")(v)
-        v = linear(hidden, features, dtype=self.dtype, name="fc2")(nn.relu(v))
+        v = torch_dense(features, hidden, dtype=self.dtype, name="fc1")(v)
+        v = torch_dense(hidden, features, dtype=self.dtype, name="fc2")(nn.relu(v))
         return rearrange(v, "n (c a b) -> n a b c", a=rows, b=columns)
 
 

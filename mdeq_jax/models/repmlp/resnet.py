@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdeq_jax.layers import linear
+from mdeq_jax.layers import torch_dense
 from mdeq_jax.models.output import ForwardOptions, ModelOutput
 from mdeq_jax.models.repmlp.blocks import BaseBlock, BlockSpec, BottleneckBlock, LightBlock
 
@@ -93,4 +93,4 @@ def linear_head(x: jax.Array, num_classes: int) -> jax.Array:
     To be called within a compact module. Computes in float32 or better.
     """
     x = jnp.mean(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=(1, 2))
-    return linear(x.shape[-1], num_classes, name="linear")(x)
+    return torch_dense(x.shape[-1], num_classes, name="linear")(x)

@@ -11,7 +11,7 @@ from mdeq_jax.layers import (
     ConvNorm,
     GroupedDense,
     grouped_conv2d,
-    linear,
+    torch_dense,
     torch_uniform,
 )
 from mdeq_jax.models.repmlp.module import check_partition
@@ -34,8 +34,8 @@ class Gate(nn.Module):
         channels = x.shape[-1]
         hidden = channels // self.reduction
         v = jnp.mean(x, axis=(1, 2))
-        v = linear(channels, hidden, dtype=self.dtype, name="fc1")(v)
-        v = linear(hidden, channels, dtype=self.dtype, name="fc2")(nn.relu(v))
+        v = torch_dense(channels, hidden, dtype=self.dtype, name="fc1")(v)
+        v = torch_dense(hidden, channels, dtype=self.dtype, name="fc2")(nn.relu(v))
         return nn.sigmoid(v)
 
 

@@ -11,10 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mdeq_jax.layers import dropout
+from mdeq_jax.layers import Kernel, dropout
 from mdeq_jax.layers.causal_conv import causal_conv
 from mdeq_jax.layers.conv import normal_001
-from mdeq_jax.layers.kernel import Kernel
 
 
 class CellSpec(NamedTuple):

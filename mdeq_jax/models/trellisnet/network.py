@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from mdeq_jax.implicit import FixedPointProblem
-from mdeq_jax.layers import dropout, dropout_mask, sample_keys, torch_uniform
+from mdeq_jax.layers import Kernel, dropout, dropout_mask, sample_keys, torch_uniform
 from mdeq_jax.layers.adaptive_softmax import AdaptiveSoftmax, TokenDistribution
 from mdeq_jax.layers.causal_conv import causal_conv
-from mdeq_jax.layers.kernel import Kernel
 from mdeq_jax.models.language import (
     EquilibriumSolver,
     LanguageOutput,

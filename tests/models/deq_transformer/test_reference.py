@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from einops import rearrange
 
-from mdeq_jax.layers.kernel import linear
+from mdeq_jax.layers import apply_dense
 from mdeq_jax.layers.relative_position import distance_features
 from mdeq_jax.models.deq_transformer import cell as cells
 from mdeq_jax.models.language import Segment
@@ -45,8 +45,8 @@ def test_each_piece_of_the_cell(reference, weights, with_memory):
     joined = jnp.concatenate([memory, z], axis=1)
     attention_input = cells.layer_norm(joined) if spec.pre_lnorm else joined
     same(attention_input, "qkv_net_in")
-    same(linear(attention_input, weights["qkv"]), "qkv_net_out")
-    distances = linear(features, weights["distance"])
+    same(apply_dense(attention_input, weights["qkv"]), "qkv_net_out")
+    distances = apply_dense(features, weights["distance"])
     same(distances[None], "r_net_out")
     same(rearrange(x.distances, "k h d -> k (h d)")[None], "r_net_out")
 
@@ -55,16 +55,16 @@ def test_each_piece_of_the_cell(reference, weights, with_memory):
     same(cells.attention_probabilities(weights, queries, keys, x), "attn_prob", time_last=False)
     attended = cells.attend(spec, weights, z, x)
     same(attended, "o_net_in")
-    same(linear(attended, weights["output"]), "o_net_out")
+    same(apply_dense(attended, weights["output"]), "o_net_out")
     block = cells.attention_block(spec, weights, z, x)
     same(block, "attn_block_out")
 
     ff_input = cells.layer_norm(block) if spec.pre_lnorm else block
     same(ff_input, "ff1_net_in", time_last=False)
-    hidden = linear(ff_input, weights["ff1"])
+    hidden = apply_dense(ff_input, weights["ff1"])
     same(hidden, "ff1_net_out", time_last=False)
     same(jax.nn.relu(hidden), "ff2_net_in", time_last=False)
-    same(linear(jax.nn.relu(hidden), weights["ff2"]), "ff2_net_out", time_last=False)
+    same(apply_dense(jax.nn.relu(hidden), weights["ff2"]), "ff2_net_out", time_last=False)
     same(cells.apply_cell(spec, weights, z, x), "f_z")
 
 

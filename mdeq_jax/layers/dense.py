@@ -7,7 +7,9 @@ import flax.linen as nn
 from mdeq_jax.layers.conv import torch_uniform
 
 
-def linear(fan_in: int, features: int, *, dtype: Any = None, name: str | None = None) -> nn.Dense:
+def torch_dense(
+    fan_in: int, features: int, *, dtype: Any = None, name: str | None = None
+) -> nn.Dense:
     """`flax.linen.Dense` with kernel and bias as `torch.nn.Linear(fan_in, features)` draws them.
 
     Args:
