@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from mdeq_jax import convert
 from mdeq_jax.engine.variables import load_variables, save_variables
-from mdeq_jax.engine.workdir import has_weights
+from mdeq_jax.engine.workdir import has_weights, with_saved_fields
 from mdeq_jax.runtime import command_line
 
 _CONFIG = command_line.define_config("Config of the network, e.g. configs/imagenet_small.py")
@@ -46,10 +46,11 @@ def _convert():
             "Give --config, and --output or --export (or --inspect alone). The configs are\n"
             + configs
         )
-    if has_weights(Path(_INPUT.value)):
+    if has_weights(source := Path(_INPUT.value)):
         if _OUTPUT.value:
             raise ValueError(f"{_INPUT.value} is a work directory already: give --export alone.")
-        variables, step = load_variables(config, _INPUT.value)
+        config = with_saved_fields(source, config)
+        variables, step = load_variables(config, source)
         summary = f"exported step {step:,} of {_INPUT.value}"
     else:
         tensors, notes = convert.read_state_dict(_INPUT.value, _KEY.value)

@@ -77,7 +77,7 @@ class Evaluator:
         Returns:
             "eval/NAME" for each number of the task; "eval/examples"; "eval/NOUN_per_second", NOUN
             the task's name for examples, without calls that may have compiled; and
-            "eval/skipped", this host's unreadable examples left out so far (`data.on_error`). For a
+            "eval/skipped", this host's unreadable files met so far (`data.on_error`). For a
             model with an equilibrium also "eval/nfe", evaluations of the cell for a batch, or for
             an example with continuous batching; "eval/steps", solver steps to a sample's best
             iterate; "eval/rel_residual" (median), "eval/rel_residual_p90", "_p99" and "_max"; and
@@ -114,7 +114,7 @@ class Evaluator:
             "eval/examples": int(sums["count"]),
             **_describe_solves(samples),
             f"eval/{self._task.example_noun}_per_second": float(rate),
-            "eval/skipped": sum(self._loader.skipped.values()),
+            "eval/skipped": len(self._loader.skipped),
         }
 
     def spectral_radius(self, replicated_variables) -> dict[str, float]:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from mdeq_jax import hardware
 from mdeq_jax.engine.variables import load_variables
 from mdeq_jax.engine.weights_file import WEIGHTS_FILE, write_weights
+from mdeq_jax.engine.workdir import with_saved_fields
 from mdeq_jax.models import build_model
 from mdeq_jax.tasks import build_task
 
@@ -113,7 +114,7 @@ def export_workdir(
     if (output / PROGRAM_FILE).exists():
         raise ValueError(f"{output} holds a program already: choose another --output.")
     # Which kernels a program uses must not depend on a batch size that is not known yet.
-    config = config.copy_and_resolve_references()
+    config = with_saved_fields(Path(workdir), config).copy_and_resolve_references()
     config.pallas = False
     model, task = build_model(config), build_task(config)
     variables, step = load_variables(config, workdir, checkpoint)

@@ -22,7 +22,7 @@ from mdeq_jax.engine.schedules import learning_rate
 from mdeq_jax.engine.state import TrainState
 from mdeq_jax.engine.step import Report
 from mdeq_jax.engine.train_program import TrainProgram
-from mdeq_jax.engine.writers import MetricsWriter
+from mdeq_jax.engine.writers import MetricsWriter, has_evaluation
 from mdeq_jax.runtime import devices, hosts
 from mdeq_jax.runtime.interrupt import Interrupted, InterruptFlag
 from mdeq_jax.tasks import Task
@@ -117,7 +117,9 @@ class TrainingRun:
             CheckpointError: a checkpoint could not be written.
         """
         start = int(state.step)
-        if start >= self._num_steps:
+        # A kill may come between the checkpoint of a step and its evaluation.
+        unevaluated = self._evaluates(start) and not has_evaluation(self._workdir, start)
+        if start >= self._num_steps and not unevaluated:
             return state, None
         self._state, self._metrics = devices.replicate(state), None
         self._carry = devices.split(carry)
@@ -129,6 +131,9 @@ class TrainingRun:
         prefetcher = Prefetcher(self._loader, devices.to_devices)
         with self._bar(start) as bar, writer, closing(self._loader), prefetcher as batches:
             self._window = _Window(batches)
+            if unevaluated:
+                self._evaluate(writer, start, self._position(start))
+                self._window = _Window(batches)
             for step in range(start + 1, self._num_steps + 1):
                 batch, data_state = next(batches)
                 self._take_step(step, batch)
@@ -143,7 +148,9 @@ class TrainingRun:
                     self._checkpoints.wait()
                     raise Interrupted(step, self._checkpoints.path, flag.received)
                 if due.evaluates:
-                    self._evaluate(writer, step, data_state)
+                    self._evaluate(writer, step, self._step_metrics(step))
+                    if np.isfinite(self._metrics["eval/loss"]):
+                        self._save_if_due(data_state)
                 elif due.logs:
                     self._log_steps(writer, step)
                 if due.evaluates or due.logs:
@@ -180,9 +187,13 @@ class TrainingRun:
         last = step == self._num_steps
         return _Due(
             logs=step % self._config.log.every_steps == 0,
-            evaluates=step % self._eval_every == 0 or last,
+            evaluates=self._evaluates(step),
             saves=step % self._save_every == 0 or last or stop,
         )
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether the state after a step is evaluated; that before the first one is not."""
+        return step > 0 and (step % self._eval_every == 0 or step == self._num_steps)
 
     def _take_step(self, step: int, batch: dict) -> None:
         """Starts a step on the devices."""
@@ -217,6 +228,9 @@ class TrainingRun:
                 "jacobian.frequency), or precision='float32'."
             )
 
+    def _position(self, step: int) -> dict:
+        return {"step": step, "epoch": step / self._loader.steps_per_epoch}
+
     def _step_metrics(self, step: int) -> dict:
         metrics = self._window.metrics(self._task)
         if step <= self._config.train.pretrain_steps:
@@ -224,8 +238,7 @@ class TrainingRun:
         else:
             phase = "equilibrium" if "train/forward_nfe" in metrics else "training"
         return {
-            "step": step,
-            "epoch": step / self._loader.steps_per_epoch,
+            **self._position(step),
             "phase": phase,
             "learning_rate": float(np.asarray(self._rate(step - 1))),
             **metrics,
@@ -236,24 +249,28 @@ class TrainingRun:
         writer.write(metrics)
         self._log(step, "train", describe_training(metrics, self._task))
 
-    def _evaluate(self, writer: MetricsWriter, step: int, data_state: dict | None) -> None:
-        """Evaluates; saves what was put off, and the state if it is the best so far."""
+    def _evaluate(self, writer: MetricsWriter, step: int, of_steps: dict) -> None:
+        """Evaluates, and keeps the state if it is the best so far.
+
+        Args:
+            writer: of the metrics.
+            step: that the state is of.
+            of_steps: metrics of the steps before it, or `_position` alone.
+        """
         variables = self._state.eval_variables
-        metrics = {**self._step_metrics(step), **self._evaluator(variables)}
+        metrics = {**of_steps, **self._evaluator(variables)}
         epochs = self._config.eval.spectral_radius_every_epochs
         if epochs is not None and (step % self._every(epochs) == 0 or step == self._num_steps):
             metrics |= self._evaluator.spectral_radius(variables)
-        metrics["train/skipped"] = sum(self._loader.skipped.values())
+        metrics["train/skipped"] = len(self._loader.skipped)
         writer.write(metrics)
-        self._log(step, "train", describe_training(metrics, self._task))
+        if "train/loss" in metrics:
+            self._log(step, "train", describe_training(metrics, self._task))
         self._log(step, "eval ", describe_evaluation(metrics, self._task))
         self._metrics = metrics
-        if not np.isfinite(metrics["eval/loss"]):
-            return
-        self._save_if_due(data_state)
         metric = self._task.primary_metric
         score = metrics[f"eval/{metric.name}"]
-        if metric.is_better(score, self._score):
+        if np.isfinite(metrics["eval/loss"]) and metric.is_better(score, self._score):
             self._score = score
             self._best.save_scored(devices.unreplicate(self._state), score)
 

@@ -91,6 +91,14 @@ def read_metrics(workdir: str | Path) -> list[dict]:
     return lines
 
 
+def has_evaluation(workdir: Path, step: int) -> bool:
+    """Whether the metrics of a run have an evaluation of this step."""
+    if not (workdir / METRICS_FILE).is_file():
+        return False
+    lines = (workdir / METRICS_FILE).read_text().splitlines()
+    return any(_step_of(line) == step and "eval/loss" in json.loads(line) for line in lines)
+
+
 def finite(metrics: dict) -> dict:
     """The metrics as JSON can hold them: None for numbers that are not finite, in inner dicts too.
 

@@ -3,13 +3,16 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 
 from mdeq_jax import convert_torch_weights
 from mdeq_jax.convert import export_state_dict, load_torch_file
-from mdeq_jax.engine.variables import load_variables
+from mdeq_jax.engine.state import variable_shapes
+from mdeq_jax.engine.variables import load_variables, save_variables
+from mdeq_jax.models import build_model
 from tests.helpers import networks, torch_files
 from tests.helpers.networks import assert_same, load_config, random_state_dict
 
@@ -104,6 +107,24 @@ def test_exports_a_file_that_torch_loads(command, reference_dir, tmp_path):
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(back[name], tensor)
     assert_same(load_torch_file(tmp_path / "back.pkl"), {k: v.numpy() for k, v in back.items()})
+
+
+def test_exports_what_training_read_from_the_data(command, tmp_path):
+    """The config leaves the size of the vocabulary to the data."""
+    small = ("d_embed=16", "d_model=16", "n_head=2", "d_head=8", "d_inner=16", "mem_len=4")
+    fields = [f"--config.model.transformer.{setting}" for setting in small]
+    config = load_config("pydoc_transformer")
+    for setting in small:
+        name, value = setting.split("=")
+        config.model.transformer[name] = int(value)
+    config.model.transformer.vocab_size = 11
+    shapes = variable_shapes(build_model(config), config)
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), shapes)
+    save_variables(variables, config, tmp_path / "run")
+    arguments = ["--config=configs/pydoc_transformer.py", *fields, f"--input={tmp_path / 'run'}"]
+    out = command(*arguments, f"--export={tmp_path / 'back.pkl'}")
+    assert f"wrote {tmp_path / 'back.pkl'}" in out
+    assert load_torch_file(tmp_path / "back.pkl")["word_emb.emb_layers.0.weight"].shape == (11, 16)
 
 
 def test_inspects_without_converting(command, reference_dir, tmp_path):

@@ -150,7 +150,9 @@ def test_a_language_model_goes_on_step_by_step(tmp_path):
     config = small(pydoc_transformer, **fields)
     variables, model = initialised(config), build_model(config)
     save_variables(variables, config, tmp_path / "run")
-    export_workdir(config, tmp_path / "run", tmp_path / "out")
+    as_released = config.copy_and_resolve_references()
+    as_released.model.transformer.vocab_size = None  # which training reads from the data
+    export_workdir(as_released, tmp_path / "run", tmp_path / "out")
     tokens = np.int32([[1, 2, 10], [0, 4, 4]])
     np.save(tmp_path / "out" / "tokens.npy", tokens)
     run_elsewhere(STEPS, tmp_path / "out")

@@ -10,10 +10,12 @@ import pytest
 
 from mdeq_jax.data import Prefetcher
 from mdeq_jax.engine import run
+from mdeq_jax.engine.checkpoint import Checkpoints
+from mdeq_jax.engine.checkpoint_folder import BEST
 from mdeq_jax.runtime import devices
 from mdeq_jax.training import TrainingDiverged, evaluate, train_and_evaluate
 from tests.helpers.tiny import SINGLE_SCALE
-from tests.helpers.workdirs import final_variables, read_metrics
+from tests.helpers.workdirs import final_variables, read_evaluations, read_metrics
 
 MAPPED = "Finished XLA compilation of jit(_fun)"  # a mapped step, not the log's own arithmetic
 
@@ -118,3 +120,23 @@ def test_a_skipped_last_step_is_saved_if_its_evaluation_is_finite(
     assert read_metrics(tmp_path)[-1]["train/skipped_updates"] == len(bad_steps)
     for folder in ("checkpoints", "best"):
         assert [path.name for path in (tmp_path / folder).iterdir()] == ["3"]
+
+
+@pytest.mark.parametrize("epochs", [4 / 11, 5 / 11], ids=["at the end", "before"])
+def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny_config, tmp_path, epochs):
+    """A kill after the checkpoint of step 4, whose line and best network are then missing."""
+    fields = {"gradient.name": "one_step", "eval.every_epochs": 2 / 11, "train.epochs": 4 / 11}
+    config = tiny_config({**SINGLE_SCALE, **fields, "train.schedule": "constant"})
+    train_and_evaluate(config, tmp_path)
+    first, last = read_evaluations(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]) + '{"step": 4, "tr')
+    shutil.rmtree(tmp_path / "best")
+    config.train.epochs = epochs
+    metrics = train_and_evaluate(config, tmp_path)
+    evaluations = read_evaluations(tmp_path)
+    assert [line["step"] for line in evaluations] == [2, 4, 5][: round(11 * epochs) - 2]
+    assert evaluations[0] == first and evaluations[1]["eval/loss"] == last["eval/loss"]
+    assert metrics["eval/loss"] == evaluations[-1]["eval/loss"]
+    with Checkpoints(tmp_path, folder=BEST, write=False) as best:
+        assert best.best_score() == max(line["eval/accuracy"] for line in evaluations[1:])
