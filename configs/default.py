@@ -119,7 +119,8 @@ def get_config(model: str = "mdeq_classifier") -> ml_collections.ConfigDict:
             sync_batch_norm=False,  # statistics over all devices instead of one device
             pretrain_steps=0,  # steps that train `pretrain_layers` plain layers first
             pretrain_layers=0,
-            random_forward_delta=0,  # steps with the Jacobian loss vary their limit: U{-delta..1}
+            random_forward_delta=0,  # with the Jacobian loss, limits vary by U{-delta..above}
+            random_forward_above=1,  # 0 in the language models
         )
     )
     config.data = ml_collections.ConfigDict(

@@ -33,4 +33,5 @@ def get_config():
     config.jacobian.frequency = 0.35
     config.jacobian.increment_every = 35_000
     config.train.random_forward_delta = 2
+    config.train.random_forward_above = 0
     return config.lock()

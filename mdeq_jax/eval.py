@@ -48,9 +48,7 @@ _PRETRAINED = flags.DEFINE_string(
     "Folder of mdeq_jax.pretrained.save, or USER/MODEL on the Hugging Face hub, instead of "
     "--workdir; its own config is used unless --config is given.",
 )
-_SPLIT = command_line.define_path(
-    "split", "Evaluate on this split, e.g. train or test; of image_folder, on this folder."
-)
+_SPLIT = command_line.define_path("split", "Evaluate on this split, or folder of image_folder.")
 _GENERATE = flags.DEFINE_integer(
     "generate", None, "Language models: make a text of this many tokens; WORKDIR/samples.txt."
 )
@@ -103,6 +101,7 @@ def run():
     flags.mark_flags_as_mutual_exclusive(["predict", "save_predictions", "sweep_steps", "generate"])
     flags.mark_flags_as_mutual_exclusive(["pretrained", "workdir"])
     flags.mark_flags_as_mutual_exclusive(["prompt", "prompts"])
+    command_line.mark_needed("generate", [*_SAMPLING, "prompts"])
     command_line.run(main, __name__, prepare=pretrained.complete_arguments)
 
 

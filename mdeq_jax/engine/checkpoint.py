@@ -124,8 +124,18 @@ class Checkpoints:
         restored: Any = self._manager.restore(step, args=args)
         return restored.score["score"]
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The newest state and data position.
+    def data_state(self) -> dict:
+        """The newest position of the input pipeline.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+        """
+        args = _orbax().args.Composite(data=_orbax().args.JsonRestore())
+        restored: Any = self._manager.restore(self._step(None), args=args)
+        return restored.data
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest state.
 
         Args:
             like: a `TrainState` of the same structure, shapes and types (values are not read).
@@ -136,14 +146,13 @@ class Checkpoints:
         items = {
             "variables": _orbax().args.StandardRestore(_abstract(like.variables)),
             "optimizer": _orbax().args.StandardRestore(_abstract(_optimizer_item(like))),
-            "data": _orbax().args.JsonRestore(),
         }
         if like.average:
             items["average"] = _orbax().args.StandardRestore(_abstract(like.average))
         restored: Any = self._manager.restore(
             self._step(None), args=_orbax().args.Composite(**items)
         )
-        state = like.replace(
+        return like.replace(
             step=restored.optimizer["step"],
             params=restored.variables["params"],
             batch_stats=restored.variables["batch_stats"],
@@ -151,7 +160,6 @@ class Checkpoints:
             average=restored.average if like.average else {},
             skipped_in_a_row=restored.optimizer["skipped_in_a_row"],
         )
-        return state, restored.data
 
     def restore_carry(self, initial: PyTree) -> PyTree:
         """The carry of the newest checkpoint; `initial` if it was saved without one.

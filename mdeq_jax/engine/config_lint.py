@@ -22,6 +22,7 @@ DEFAULTS = {
     "train.nesterov": False,
     "train.pretrain_layers": 0,
     "train.random_forward_delta": 0,
+    "train.random_forward_above": 1,
     "jacobian.frequency": 0.0,
     "jacobian.increment_every": None,
     "jacobian.pretrain_weight": 0.0,
@@ -113,15 +114,18 @@ def _reasons(config: ConfigDict, training: bool) -> Iterator[tuple[list[str], st
     if train.pretrain_steps == 0:
         fields = ["train.pretrain_layers", "jacobian.pretrain_weight"]
         yield fields, "train.pretrain_steps=0 is no pretraining phase"
+    limits = ("train.random_forward_delta", "train.random_forward_above")
     if not family.has_equilibrium:
-        fields = ["jacobian.frequency", "train.random_forward_delta", "train.pretrain_layers"]
+        fields = ["jacobian.frequency", *limits, "train.pretrain_layers"]
         yield fields, f"model.name={config.model.name!r} has no equilibrium"
     elif jacobian.frequency == 0:
-        fields = ["train.random_forward_delta", "jacobian.increment_every", "jacobian.stop_epoch"]
+        fields = [*limits, "jacobian.increment_every", "jacobian.stop_epoch"]
         yield fields, "jacobian.frequency=0 applies no Jacobian loss"
     elif not (jacobian.weight or jacobian.pretrain_weight or jacobian.increment_every):
-        fields = ["jacobian.frequency", "train.random_forward_delta", "jacobian.stop_epoch"]
+        fields = ["jacobian.frequency", *limits, "jacobian.stop_epoch"]
         yield fields, "the weight of the Jacobian loss is 0 throughout"
+    elif train.random_forward_delta == 0:
+        yield ["train.random_forward_above"], "train.random_forward_delta=0 varies no limit"
 
 
 def _is_set(config: ConfigDict, name: str) -> bool:

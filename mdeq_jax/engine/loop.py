@@ -68,6 +68,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     model: Any = build_model(config)
     loader = _train_loader(config, dataset)
     num_steps = round(config.train.epochs * loader.steps_per_epoch)
+    if num_steps < 1:
+        raise ValueError(
+            f"train.epochs={config.train.epochs} of {loader.steps_per_epoch} steps each is no step "
+            f"at all: it must be at least {1 / loader.steps_per_epoch:.2g}."
+        )
     optimizer = build_optimizer(
         config.train, num_steps, family_of(config).shared_parameters(config)
     )
@@ -87,6 +92,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         done = checkpoints.latest_step() or 0
         if done:
             check_resumable(workdir, config)
+            loader.set_state(checkpoints.data_state())
         program = stack.enter_context(TrainProgram(config, task, optimizer, loader))
         later = {"evaluation": evaluator.compile_job(shapes.eval_variables)}
         if plot:
@@ -96,7 +102,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         program.wait_until_traced()
         state = initialise()
         carry = task.initial_carry(model, config.train.batch_size)
-        state, carry = _start(config, (state, carry), loader, checkpoints, num_steps)
+        state, carry = _start(config, (state, carry), checkpoints, num_steps)
         write_config(workdir, config)
         if hosts.is_primary():
             dataset.save_to(workdir)
@@ -155,7 +161,6 @@ def _announce(
 def _start(
     config: ConfigDict,
     initial: tuple[TrainState, PyTree],
-    loader: TrainLoader,
     checkpoints: Checkpoints,
     num_steps: int,
 ) -> tuple[TrainState, PyTree]:
@@ -167,8 +172,7 @@ def _start(
         log("Starting from the network in the work directory, with a fresh optimiser.")
         return state.starting_from(variables), carry
     if newest is not None:
-        state, data_state = checkpoints.restore(state)
-        loader.set_state(data_state)
+        state = checkpoints.restore(state)
         log(f"Resuming from step {int(state.step):,} of {num_steps:,}.")
         return state, checkpoints.restore_carry(carry)
     if config.init.from_checkpoint:

@@ -148,8 +148,7 @@ class TrainingRun:
                     self._checkpoints.wait()
                     raise Interrupted(step, self._checkpoints.path, flag.received)
                 if due.evaluates:
-                    self._evaluate(writer, step, self._step_metrics(step))
-                    if np.isfinite(self._metrics["eval/loss"]):
+                    if self._evaluate(writer, step, self._step_metrics(step)):
                         self._save_if_due(data_state)
                 elif due.logs:
                     self._log_steps(writer, step)
@@ -249,8 +248,8 @@ class TrainingRun:
         writer.write(metrics)
         self._log(step, "train", describe_training(metrics, self._task))
 
-    def _evaluate(self, writer: MetricsWriter, step: int, of_steps: dict) -> None:
-        """Evaluates, and keeps the state if it is the best so far.
+    def _evaluate(self, writer: MetricsWriter, step: int, of_steps: dict) -> bool:
+        """Evaluates, and keeps the state if it is the best so far; whether the loss is finite.
 
         Args:
             writer: of the metrics.
@@ -270,9 +269,11 @@ class TrainingRun:
         self._metrics = metrics
         metric = self._task.primary_metric
         score = metrics[f"eval/{metric.name}"]
-        if np.isfinite(metrics["eval/loss"]) and metric.is_better(score, self._score):
+        finite = bool(np.isfinite(metrics["eval/loss"]))
+        if finite and metric.is_better(score, self._score):
             self._score = score
             self._best.save_scored(devices.unreplicate(self._state), score)
+        return finite
 
     def _log(self, step: int, kind: str, text: str) -> None:
         hosts.log(f"{kind} {step:6,}/{self._num_steps:,}  {text}")

@@ -1,13 +1,12 @@
 """Reads a config from the `config.json` of a work directory, also for `--config`."""
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from mdeq_jax.configs import default
 from mdeq_jax.configs.fields.models import MODEL_FIELDS
-from mdeq_jax.engine.workdir import CONFIG_FILE
+from mdeq_jax.engine.workdir import CONFIG_FILE, read_fields
 
 
 def read_config(folder: str | Path) -> ConfigDict:
@@ -29,11 +28,8 @@ def read_config(folder: str | Path) -> ConfigDict:
             f"{folder} holds no {CONFIG_FILE}. It must be a work directory of train.py, or a "
             "folder that mdeq_jax.pretrained.save wrote."
         )
-    try:
-        saved = json.loads(path.read_text())
-        family = saved["model"]["name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the config of a model: {error!r}.") from None
+    saved = read_fields(path.parent)
+    family = saved["model"]["name"]
     # Without a name get_config has its default family, whose fields the saved ones replace.
     config = default.get_config(*([family] if family in MODEL_FIELDS else []))
     # A program's own family may have fields of its own.

@@ -59,7 +59,7 @@ def training_config(config: ConfigDict) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.solver.forward.max_steps += 1
+        config.solver.forward.max_steps += config.train.random_forward_above
     return config
 
 
@@ -85,7 +85,7 @@ def make_train_step(
         config: the whole config.
         steps_per_epoch: of the training set.
     """
-    draw = _make_draw(config, steps_per_epoch)
+    draw = make_draw(config, steps_per_epoch)
     augment_key = _make_augment_key(config)
     backward = _make_backward(model, task, config)
     update = make_update(optimizer, config.train.ema_decay)
@@ -129,11 +129,12 @@ def make_train_step(
     return train_step
 
 
-def _make_draw(config: ConfigDict, steps_per_epoch: int) -> Callable[[jax.Array], _Draws]:
+def make_draw(config: ConfigDict, steps_per_epoch: int) -> Callable[[jax.Array], _Draws]:
     """Returns `draw(step)`: whether the step applies the Jacobian loss, the forward limit, keys."""
     weight_at = jacobian_weight(config, steps_per_epoch)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)  # not that of the initialisation
-    max_steps, delta = config.solver.forward.max_steps, config.train.random_forward_delta
+    max_steps, train = config.solver.forward.max_steps, config.train
+    delta, above = train.random_forward_delta, train.random_forward_above
 
     def draw(step):
         coin, limit, rest = jax.random.split(jax.random.fold_in(key, step), 3)
@@ -142,7 +143,7 @@ def _make_draw(config: ConfigDict, steps_per_epoch: int) -> Callable[[jax.Array]
             return _Draws(False, jnp.float32(0), max_steps, *keys)
         weight = weight_at(step)
         applies = (jax.random.uniform(coin) < config.jacobian.frequency) & (weight > 0)
-        change = jax.random.randint(limit, (), -delta, 2) if delta else 0
+        change = jax.random.randint(limit, (), -delta, above + 1) if delta else 0
         return _Draws(applies, weight, max_steps + jnp.where(applies, change, 0), *keys)
 
     return draw

@@ -23,13 +23,25 @@ def check_training(config: ConfigDict) -> None:
     for field, value, least in (
         ("train.pretrain_steps", train.pretrain_steps, 0),
         ("train.random_forward_delta", train.random_forward_delta, 0),
+        ("train.random_forward_above", train.random_forward_above, 0),
         ("train.max_skipped_updates", train.max_skipped_updates, 1),
         ("log.every_steps", config.log.every_steps, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
         ("jacobian.increment_every", jacobian.increment_every, 1),
+        ("seed", config.seed, 0),
+        ("solver.forward.max_steps", config.solver.forward.max_steps, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{field} must be at least {least}; got {value}.")
+    for field, value in (
+        ("eval.every_epochs", config.eval.every_epochs),
+        ("eval.spectral_radius_every_epochs", config.eval.spectral_radius_every_epochs),
+        ("checkpoint.every_epochs", config.checkpoint.every_epochs),
+    ):
+        if value is not None and value <= 0:
+            raise ValueError(f"{field} must be above 0; got {value}.")
+    if not 0 <= train.momentum < 1:
+        raise ValueError(f"train.momentum must be in [0, 1); got {train.momentum}.")
     if train.ema_decay is not None and not 0 < train.ema_decay < 1:
         raise ValueError(f"train.ema_decay must be in (0, 1), or None; got {train.ema_decay}.")
     if train.grad_clip is not None and train.grad_clip <= 0:
@@ -57,9 +69,11 @@ def check_evaluation(config: ConfigDict) -> None:
     """Refuses evaluation settings that the model cannot have.
 
     Raises:
-        ValueError: a spectral radius without an equilibrium to compute it at.
+        ValueError: names the setting, its value and the requirement.
     """
-    epochs = config.eval.spectral_radius_every_epochs
+    size, epochs = config.eval.batch_size, config.eval.spectral_radius_every_epochs
+    if size is not None and size < 1:
+        raise ValueError(f"eval.batch_size must be at least 1, or None; got {size}.")
     if epochs is not None and not family_of(config).has_equilibrium:
         raise ValueError(
             f"eval.spectral_radius_every_epochs={epochs} has no effect on model.name="

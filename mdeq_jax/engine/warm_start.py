@@ -1,6 +1,5 @@
 """Starting to train from a part of another network, usually one for another task."""
 
-import json
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 from mdeq_jax.engine.saved_config import set_fields
 from mdeq_jax.engine.state import TrainState
 from mdeq_jax.engine.variables import load_variables
-from mdeq_jax.engine.workdir import CONFIG_FILE, field_of
+from mdeq_jax.engine.workdir import CONFIG_FILE, field_of, read_fields
 from mdeq_jax.models import family_of
 from mdeq_jax.runtime.hosts import log
 
@@ -60,7 +59,7 @@ def _config_of(source: Path, config: ConfigDict) -> ConfigDict:
             f"init.from_checkpoint={source}: there is no {CONFIG_FILE} in it. It must be a work "
             "directory of train.py or of convert_torch_weights.py."
         )
-    saved = json.loads(path.read_text())
+    saved = read_fields(source)
     source_config = config.copy_and_resolve_references()
     with source_config.unlocked():
         source_config.task = saved.get("task")

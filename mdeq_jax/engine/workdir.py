@@ -52,6 +52,21 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     os.replace(file.name, workdir / CONFIG_FILE)
 
 
+def read_fields(workdir: Path) -> dict:
+    """The fields of `workdir/config.json`, as JSON holds them.
+
+    Raises:
+        ValueError: it is not the config of a model.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        fields = json.loads(path.read_text())
+        _ = fields["model"]["name"], fields["train"]  # what every config has
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the config of a model: {error!r}.") from None
+    return fields
+
+
 def with_saved_fields(workdir: Path, config: ConfigDict) -> ConfigDict:
     """The config with the fields of the architecture that are unset in it and known in a workdir.
 
@@ -59,7 +74,7 @@ def with_saved_fields(workdir: Path, config: ConfigDict) -> ConfigDict:
     """
     if not (has_weights(workdir) and (workdir / CONFIG_FILE).exists()):
         return config
-    saved = json.loads((workdir / CONFIG_FILE).read_text())["model"]
+    saved = read_fields(workdir)["model"]
     config = config.copy_and_resolve_references()
     for name in family_of(config).architecture_fields:
         value = field_of(saved, name)
@@ -106,7 +121,7 @@ def check_architecture(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so their network is unknown: put "
             "the file back, or choose another --workdir."
         )
-    saved = json.loads(path.read_text())["model"]
+    saved = read_fields(workdir)["model"]
     wanted = json.loads(config.to_json_best_effort())["model"]
     fields = family_of(config).architecture_fields
     values = {name: (field_of(saved, name), field_of(wanted, name)) for name in fields}
@@ -139,7 +154,7 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    saved = json.loads(path.read_text())["train"]
+    saved = read_fields(workdir)["train"]
     anew = "start a new --workdir"
     if parts := family_of(config).transferable:
         anew += f" with --config.init.from_checkpoint={workdir}, which takes its "

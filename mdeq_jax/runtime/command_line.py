@@ -7,7 +7,7 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,18 @@ def parse_flags(
             "(--help lists the flags)."
         )
     return rest
+
+
+def mark_needed(needed: str, names: Iterable[str]) -> None:
+    """Refuses the flags `names` without the flag `needed`, without which they have no effect."""
+    for name in names:
+        flags.register_multi_flags_validator(
+            [needed, name],
+            lambda values, name=name: (
+                values[needed] is not None or values[name] == flags.FLAGS[name].default
+            ),
+            f"--{name} has no effect without --{needed}.",
+        )
 
 
 def list_configs(folder: Path) -> str:

@@ -55,7 +55,7 @@ def read_prompts(source: str | None) -> tuple[str, ...] | None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: there is no prompt.
+        ValueError: there is no prompt, or the file is not UTF-8.
     """
     if source is None:
         return None
@@ -64,7 +64,10 @@ def read_prompts(source: str | None) -> tuple[str, ...] | None:
             f"--prompts={source} is no file: give a text file with one prompt a line, or - for "
             "standard input."
         )
-    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts={source} is not UTF-8: {error}. Convert the file.") from None
     prompts = tuple(line for line in text.split("\n") if line)
     if not prompts:
         raise ValueError(

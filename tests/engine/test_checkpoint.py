@@ -48,7 +48,7 @@ def test_there_and_back(tmp_path):
         for step in (1, 2, 3):
             checkpoints.save(state_of(step), {"step": step})
         checkpoints.wait()
-        state, data = checkpoints.restore(state_of(0))
+        state, data = checkpoints.restore(state_of(0)), checkpoints.data_state()
     chex.assert_trees_all_equal(state, state_of(3))
     assert data == {"step": 3}
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
@@ -66,7 +66,7 @@ def test_the_state_of_an_optimizer_there_and_back(tmp_path, name):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(moved, {"step": 1})
         checkpoints.wait()
-        restored, _ = checkpoints.restore(jax.device_get(state))
+        restored = checkpoints.restore(jax.device_get(state))
     chex.assert_trees_all_equal(restored, moved)
 
 
@@ -149,7 +149,7 @@ def test_a_full_disk(tmp_path):
                 checkpoints.wait()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["1"]
     with Checkpoints(tmp_path) as checkpoints:
-        state, _ = checkpoints.restore(state_of(0, large))
+        state = checkpoints.restore(state_of(0, large))
         chex.assert_trees_all_equal(state, rng_state)
         checkpoints.save(state_of(2, large), {"step": 2})
         checkpoints.wait()

@@ -11,6 +11,7 @@ from mdeq_jax.data import Prefetcher
 from mdeq_jax.engine import run
 from mdeq_jax.engine.report import summarize_steps
 from mdeq_jax.engine.review import review
+from mdeq_jax.engine.train_program import TrainProgram
 from mdeq_jax.training import Interrupted, evaluate, train_and_evaluate
 from tests.helpers.tiny import SINGLE_SCALE
 from tests.helpers.workdirs import final_variables, read_evaluations, read_metrics
@@ -189,6 +190,12 @@ def test_resuming_is_as_if_it_had_not_stopped(two_epochs, tmp_path, monkeypatch)
         train_and_evaluate(config, tmp_path)
     monkeypatch.undo()
     assert [line["step"] for line in read_evaluations(tmp_path)] == [11]
+    with monkeypatch.context() as patched:  # nothing is compiled before this is refused
+        patched.setattr(TrainProgram, "compile_early", lambda *_: pytest.fail("compiled"))
+        with pytest.raises(ValueError, match="saved data state has seed = 0, this run has 1"):
+            other = config.copy_and_resolve_references()
+            other.seed = 1
+            train_and_evaluate(other, tmp_path)
     resumed = train_and_evaluate(config, tmp_path)
     assert resumed["eval/loss"] == metrics["eval/loss"]
     jax.tree.map(

@@ -33,6 +33,7 @@ def test_each_phase_is_compiled_once(tiny_config, tmp_path, monkeypatch, caplog,
             return super().__next__()
 
     monkeypatch.setattr(run, "Prefetcher", Counting)
+    devices._copy.cache_clear()  # an earlier test may have compiled it
     config = tiny_config(
         {
             **SINGLE_SCALE,

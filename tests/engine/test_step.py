@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from mdeq_jax.engine.state import make_state
-from mdeq_jax.engine.step import make_train_step
+from mdeq_jax.engine.step import make_draw, make_train_step, training_config
 from mdeq_jax.models import build_model
 from mdeq_jax.parallel import BATCH_AXIS
 from mdeq_jax.tasks import build_task
@@ -73,6 +73,16 @@ def test_parts_of_a_batch_are_reported_together(accumulated):
 
 
 @pytest.mark.slow
+def test_limits_vary_as_the_config_says(tiny_config):
+    fields = {"solver.forward.max_steps": 6, "jacobian.weight": 1.0, "jacobian.frequency": 1.0}
+    for above, expected in ((1, {4, 5, 6, 7}), (0, {4, 5, 6})):
+        limits = {"train.random_forward_delta": 2, "train.random_forward_above": above}
+        config = tiny_config({**fields, **limits})
+        assert training_config(config).solver.forward.max_steps == 6 + above
+        draw = jax.vmap(make_draw(config, steps_per_epoch=10))
+        assert set(draw(jnp.arange(60)).step_budget.tolist()) == expected
+
+
 def test_memory_grows_by_one_state_a_solver_step(tiny_config):
     """Compiled memory of the whole training step against `solver.forward.max_steps`."""
 

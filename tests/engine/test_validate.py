@@ -22,6 +22,14 @@ BAD = [
     ("train.ema_decay", 1.0, r"train.ema_decay must be in \(0, 1\)"),
     ("train.max_skipped_updates", 0, "train.max_skipped_updates must be at least 1"),
     ("train.warmup_steps", 99, "train.warmup_steps must be at least 0 and below the 11 steps"),
+    ("train.epochs", 0.01, r"train.epochs=0.01 of 11 steps each is no step .* at least 0.091"),
+    ("train.momentum", 5.0, r"train.momentum must be in \[0, 1\); got 5.0"),
+    ("eval.every_epochs", -1.0, "eval.every_epochs must be above 0; got -1.0"),
+    ("checkpoint.every_epochs", 0.0, "checkpoint.every_epochs must be above 0; got 0.0"),
+    ("eval.batch_size", 0, "eval.batch_size must be at least 1, or None; got 0"),
+    ("seed", -1, "seed must be at least 0; got -1"),
+    ("solver.forward.max_steps", 0, "solver.forward.max_steps must be at least 1; got 0"),
+    ("data.image_size", (8,), r"data.image_size must be \(height, width\); got \(8,\)"),
     ("data.name", "mnist", "config.data.name is 'mnist', but must be one of"),
     ("data.image_size", (16, 16), r"image_size is \(16, 16\)"),
     ("solver.forward.name", "newton", "solver.forward.name must be one of"),
@@ -34,6 +42,13 @@ def test_bad_settings_before_anything_is_compiled(tiny_config, tmp_path, field, 
     with pytest.raises(ValueError, match=message):
         train_and_evaluate(tiny_config({field: value}), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_work_directory_with_a_broken_config(tiny_config, tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text('{"model": {"na')
+    with pytest.raises(ValueError, match=r"config\.json is not the config of a model"):
+        evaluate(tiny_config(), tmp_path)
 
 
 def test_a_workdir_without_a_checkpoint_may_change(tiny_config, tmp_path):

@@ -50,21 +50,26 @@ def predict_classes(task: Task, trained: TrainedModel, folder: str | Path, outpu
     names, examples = [], _readable(paths, dataset, config.data.on_error)
     batch_size = min(config.eval.batch_size or config.train.batch_size, len(paths))
     batches = _batches(examples, batch_size, names)
-    with output.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        results = in_order(_results(task, trained, batches, batch_size, len(paths)))
-        for i, (probabilities, solve) in enumerate(results):
-            best = int(np.argmax(probabilities))
-            writer.writerow(
-                (
-                    names[i].relative_to(folder),
-                    best,
-                    dataset.class_names[best],
-                    f"{probabilities[best]:.6f}",
-                    *_columns(solve),
+    unfinished = output.with_suffix(".csv.tmp")
+    try:  # an error leaves the file of an earlier call as it is
+        with unfinished.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            results = in_order(_results(task, trained, batches, batch_size, len(paths)))
+            for i, (probabilities, solve) in enumerate(results):
+                best = int(np.argmax(probabilities))
+                writer.writerow(
+                    (
+                        names[i].relative_to(folder),
+                        best,
+                        dataset.class_names[best],
+                        f"{probabilities[best]:.6f}",
+                        *_columns(solve),
+                    )
                 )
-            )
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return len(names)
 
 

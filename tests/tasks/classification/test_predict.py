@@ -54,8 +54,10 @@ def test_files_get_the_classes_of_the_same_examples(trained, tmp_path):
     np.testing.assert_allclose(shares, probabilities.max(1), atol=0.02)
 
     (folder / "000.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"000\.png: cannot be decoded"):
+    before = (tmp_path / "predictions.csv").read_text()
+    with pytest.raises(ValueError, match=r"000\.png: neither a JPEG nor a PNG"):
         task.predict(trained, folder, tmp_path)
+    assert (tmp_path / "predictions.csv").read_text() == before
     config = trained.config.copy_and_resolve_references()
     config.data.on_error = "skip"
     text = task.predict(trained._replace(config=config), folder, tmp_path)

@@ -209,6 +209,9 @@ def test_samples_of_several_prompts(trained, tmp_path):
     """They are those of each prompt alone, in order, in fewer slots than texts."""
     config, workdir, _ = trained
     (tmp_path / "prompts.txt").write_text("the c\n\na bird sings\ndog\n")
+    (tmp_path / "latin.txt").write_bytes("über".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8"):
+        read_prompts(str(tmp_path / "latin.txt"))
     prompts = read_prompts(str(tmp_path / "prompts.txt"))
     assert prompts == ("the c", "a bird sings", "dog")
     request = GenerationRequest(12, top_k=5, num_samples=2, prompts=prompts)
