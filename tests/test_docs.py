@@ -1,6 +1,7 @@
 """The documentation: every public name and config field has its place, and the English is clean."""
 
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -70,11 +71,18 @@ def test_every_page_is_in_the_navigation():
         assert f" {page.name}" in navigation, page
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES += sorted(DOCS.glob("*.md")) + sorted((REPOSITORY / "benchmarks").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_to_files_lead_somewhere(page):
+    """As on GitHub, which has no generated pages and does not follow linked folders."""
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        generated = link.startswith("reference/") or link in ("results.md", "changelog.md")
-        assert generated or (DOCS / link).exists(), link
+        path = Path(os.path.abspath(page.parent / link))
+        assert path.exists(), link
+        parts = path.relative_to(REPOSITORY)
+        assert path.resolve() == REPOSITORY.resolve() / parts, f"{link}: behind a symbolic link"
 
 
 def test_no_phrase_of_the_list_is_left():

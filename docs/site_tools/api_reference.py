@@ -39,7 +39,7 @@ def pages() -> dict[str, str]:
     index = ["# API reference", "", "Every public name, from the docstrings.", ""]
     for package, purpose in PACKAGES.items():
         module = importlib.import_module(package)
-        page = package.removeprefix("mdeq_jax.").replace(".", "_")
+        page = page_name(package)
         lines = [f"# {package}", "", inspect.getdoc(module) or purpose, ""]
         for path in public_names(module).values():
             lines += [f"::: {path}", ""]
@@ -47,6 +47,11 @@ def pages() -> dict[str, str]:
         names = ", ".join(f"[`{name}`][{path}]" for name, path in public_names(module).items())
         index += [f"**[{package}]({page}.md)**: {purpose} {names}.", ""]
     return {"index": "\n".join(index), **found}
+
+
+def page_name(package: str) -> str:
+    """The name of a package's page, without its ending."""
+    return package.removeprefix("mdeq_jax.").replace(".", "_")
 
 
 def _path(module: ModuleType, name: str) -> str:
