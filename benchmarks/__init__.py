@@ -2,5 +2,6 @@
 
 from mdeq_jax.runtime.compilation import choose_convolutions, choose_short_loops
 
-choose_convolutions()  # as `train.py` and `eval.py` do
+# As `choose_flags` does, except for CUDA graphs, which `benchmarks.gpu` turns on and off.
+choose_convolutions()
 choose_short_loops()
