@@ -24,7 +24,7 @@ def test_the_programs_run(capsys):
     assert names["merged"]["cell"].keys() == {"fc3", "global_perceptron"}
     assert float(names["deq_accuracy"]) > 0.8 and float(names["deq_converged"]) > 0.9
     assert float(names["difference"]) < 1e-3  # the tolerance of the solves
-    assert len(PROGRAMS) == 4
+    assert len(PROGRAMS) == 5
 
 
 def test_the_model_has_the_lines_it_is_said_to_have():
