@@ -106,7 +106,10 @@ def test_without_an_evaluation_the_card_claims_nothing(tiny, tmp_path):
 def test_extra_files_go_along(tiny, tmp_path, monkeypatch):
     path, _, _ = tiny
     (path / "run" / "names.json").write_text("{}")
-    monkeypatch.setattr("mdeq_jax.tasks.Task.model_files", ("names.json", "absent.json"))
+    monkeypatch.setattr(
+        "mdeq_jax.tasks.classification.task.Classification.model_files",
+        ("names.json", "absent.json"),
+    )
     folder = pretrained.save(path / "run", tmp_path / "a", extra_files=["metrics.jsonl"])
     assert (folder / "names.json").read_text() == "{}" and (folder / "metrics.jsonl").is_file()
     with pytest.raises(FileNotFoundError, match=r"holds no nothing\.txt"):

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mdeq_jax.data.text.vocabulary import Vocabulary
+from mdeq_jax.data.vision.preprocessing import Preprocessing
 
 IGNORE_LABEL = 255  # of a pixel that neither the loss nor a metric counts
 
@@ -130,6 +131,7 @@ class Dataset:
         image_size: height and width of a training image; None without images.
         mean: RGB, subtracted from pixels in [0, 1]; None without images.
         std: RGB, divides pixels in [0, 1]; None without images.
+        crop_fraction: of the shorter side of an evaluated image, if images are cut out of others.
         vocabulary: the tokens of a text; None for others.
         notes: lines for the log on what was read.
     """
@@ -142,6 +144,7 @@ class Dataset:
     image_size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    crop_fraction: float = 0.875
     vocabulary: Vocabulary | None = None
     notes: tuple[str, ...] = ()
 
@@ -149,15 +152,26 @@ class Dataset:
         """Refuses a work directory whose weights do not fit these data.
 
         Raises:
-            ValueError: it was trained with another vocabulary.
+            ValueError: it was trained with another vocabulary, or with other classes of images.
         """
-        if self.vocabulary is not None:
-            self.vocabulary.check(workdir)
+        for known in (self.vocabulary, self.preprocessing):
+            if known is not None:
+                known.check(workdir)
 
     def save_to(self, workdir: str | Path) -> None:
-        """Writes what a later run needs to know of these data; nothing for most data sets."""
-        if self.vocabulary is not None:
-            self.vocabulary.save(workdir)
+        """Writes what a later run, or one without these data, needs to know of them."""
+        for known in (self.vocabulary, self.preprocessing):
+            if known is not None:
+                known.save(workdir)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """Of the images of a classifier; None for other data."""
+        size, mean, std = self.image_size, self.mean, self.std
+        if self.task != "classification" or size is None or mean is None or std is None:
+            return None
+        whole, fraction = self.eval.in_memory, self.crop_fraction
+        return Preprocessing(self.class_names, size, mean, std, whole, fraction)
 
     @property
     def num_classes(self) -> int:

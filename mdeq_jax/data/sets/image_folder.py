@@ -61,15 +61,17 @@ def load(config: ConfigDict) -> Dataset:
         reader = _list(root / folder, classes, config.on_error)
         return DiskSplit(reader, transform, config.on_error)
 
+    validation = split(eval_split, train=False)
     return Dataset(
         name="image_folder",
         task="classification",
         class_names=names,
         image_size=size,
         train=split("train", train=True),
-        eval=split(eval_split, train=False),
+        eval=validation,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        crop_fraction=validation.transform.crop_fraction,
     )
 
 

@@ -35,13 +35,15 @@ def load(config: ConfigDict) -> Dataset:
         return DiskSplit(reader, transform, config.on_error), info
 
     train, info = split("train", train=True)
+    evaluated, _ = split(eval_split, train=False)
     return Dataset(
         name="imagenet2012",
         task="classification",
         class_names=tuple(info.features["label"].names),
         image_size=size,
         train=train,
-        eval=split(eval_split, train=False)[0],
+        eval=evaluated,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        crop_fraction=evaluated.transform.crop_fraction,
     )

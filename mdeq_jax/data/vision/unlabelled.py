@@ -1,13 +1,11 @@
 """Images without labels, transformed like those of an evaluation split."""
 
-import dataclasses
 import pathlib
 
 import numpy as np
 
-from mdeq_jax.data.dataset import Dataset
 from mdeq_jax.data.vision import augment, decoding
-from mdeq_jax.data.vision.disk_split import DiskSplit, Record
+from mdeq_jax.data.vision.disk_split import Record
 from mdeq_jax.data.vision.files import read_file
 from mdeq_jax.data.vision.folders import (
     IMAGE_SUFFIXES,
@@ -15,6 +13,7 @@ from mdeq_jax.data.vision.folders import (
     find_images,
     report_left_out,
 )
+from mdeq_jax.data.vision.preprocessing import Preprocessing
 from mdeq_jax.data.vision.transforms import ClassificationTransform
 
 
@@ -35,38 +34,31 @@ def list_folder(folder: str | pathlib.Path) -> list[pathlib.Path]:
     return found.images
 
 
-def read_for_evaluation(path: pathlib.Path, dataset: Dataset) -> np.ndarray:
-    """Returns an image as the evaluation of `dataset` would transform it.
+def read_for_evaluation(path: pathlib.Path, preprocessing: Preprocessing) -> np.ndarray:
+    """Returns an image as the evaluation of a classifier would transform it.
 
-    For data sets in memory, the shorter side is resized to the data set's size and the middle is
-    cut out. For others, the transform is ImageNet's. An image that is not RGB is converted.
+    The shorter side is resized, and the middle is cut out. An image that is not RGB is converted.
 
     Args:
         path: a JPEG or PNG file.
-        dataset: a data set of images.
+        preprocessing: of the data set that the classifier was trained on.
 
     Returns:
         float32 `[H, W, 3]`, normalised.
 
     Raises:
         ExampleError: the file cannot be read or decoded. It is a ValueError.
-        ValueError: `dataset` has no images.
     """
-    data, size = read_file(path), dataset.image_size
-    if size is None or dataset.mean is None or dataset.std is None:
-        raise ValueError(f"{dataset.name} is not a data set of images.")
-    if dataset.eval.in_memory:
+    data, size = read_file(path), preprocessing.image_size
+    if preprocessing.whole:
         decoding.read_header(data, str(path))
         image = decoding.decode_rgb(data, str(path))
         height, width = image.shape[:2]
         scaled = augment.shorter_side_size(height, width, max(size))
         image = augment.center_crop(augment.resize(image, *scaled), *size)
     else:
-        transform = ClassificationTransform(size, 1, train=False, convert_to_rgb=True)
-        if isinstance(dataset.eval, DiskSplit) and isinstance(
-            dataset.eval.transform, ClassificationTransform
-        ):
-            fraction = dataset.eval.transform.crop_fraction
-            transform = dataclasses.replace(transform, crop_fraction=fraction)
+        transform = ClassificationTransform(
+            size, 1, train=False, convert_to_rgb=True, crop_fraction=preprocessing.crop_fraction
+        )
         image, _ = transform(Record(str(path), data, 0), np.random.default_rng(0))
-    return augment.normalize(image[None], dataset.mean, dataset.std)[0]
+    return augment.normalize(image[None], preprocessing.mean, preprocessing.std)[0]

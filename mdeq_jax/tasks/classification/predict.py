@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from mdeq_jax.data import Dataset, load_dataset
 from mdeq_jax.data.vision.decoding import ExampleError
+from mdeq_jax.data.vision.preprocessing import Preprocessing
 from mdeq_jax.data.vision.unlabelled import list_folder, read_for_evaluation
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.solvers import Solution, Status
@@ -21,7 +21,13 @@ from mdeq_jax.tasks.task import Task
 COLUMNS = ("file", "class", "name", "probability", "solver_steps", "rel_residual", "converged")
 
 
-def predict_classes(task: Task, trained: TrainedModel, folder: str | Path, output: Path) -> int:
+def predict_classes(
+    task: Task,
+    trained: TrainedModel,
+    preprocessing: Preprocessing,
+    folder: str | Path,
+    output: Path,
+) -> int:
     """Classifies every image of `folder` and writes one line each to the CSV file `output`.
 
     With `data.on_error="skip"` damaged images are reported and left out. Runs on one device.
@@ -32,7 +38,8 @@ def predict_classes(task: Task, trained: TrainedModel, folder: str | Path, outpu
 
     Args:
         task: of the config.
-        trained: the model. Its data set gives the names of the classes and the normalisation.
+        trained: the model.
+        preprocessing: of the images that it was trained on, with the names of the classes.
         folder: of JPEG and PNG files, its subfolders included.
         output: the CSV file.
 
@@ -41,13 +48,11 @@ def predict_classes(task: Task, trained: TrainedModel, folder: str | Path, outpu
 
     Raises:
         FileNotFoundError: there is no folder or no image.
-        ValueError: the data set does not fit the model, or an image cannot be read.
+        ValueError: an image cannot be read.
     """
     config = trained.config
-    dataset = load_dataset(config.data)
-    task.check_data(dataset)
     paths = list_folder(folder)
-    names, examples = [], _readable(paths, dataset, config.data.on_error)
+    names, examples = [], _readable(paths, preprocessing, config.data.on_error)
     batch_size = min(config.eval.batch_size or config.train.batch_size, len(paths))
     batches = _batches(examples, batch_size, names)
     unfinished = output.with_suffix(".csv.tmp")
@@ -62,7 +67,7 @@ def predict_classes(task: Task, trained: TrainedModel, folder: str | Path, outpu
                     (
                         names[i].relative_to(folder),
                         best,
-                        dataset.class_names[best],
+                        preprocessing.class_names[best],
                         f"{probabilities[best]:.6f}",
                         *_columns(solve),
                     )
@@ -118,12 +123,12 @@ def _columns(solve: tuple) -> tuple:
 
 
 def _readable(
-    paths: list[Path], dataset: Dataset, on_error: str
+    paths: list[Path], preprocessing: Preprocessing, on_error: str
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Yields path and image; damaged ones are errors, or are skipped."""
     for path in paths:
         try:
-            image = read_for_evaluation(path, dataset)
+            image = read_for_evaluation(path, preprocessing)
         except ExampleError as error:
             if on_error != "skip":
                 raise

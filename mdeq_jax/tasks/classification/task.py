@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mdeq_jax.data import Dataset
+from mdeq_jax.data import Dataset, load_dataset
+from mdeq_jax.data.vision.preprocessing import FILE as PREPROCESSING_FILE
+from mdeq_jax.data.vision.preprocessing import Preprocessing, load_preprocessing
 from mdeq_jax.models import ModelOutput
 from mdeq_jax.tasks.classification.losses import correct_top_k, cross_entropy
 from mdeq_jax.tasks.classification.mixing import mix
@@ -22,6 +24,7 @@ class Classification(ImageTask):
     """Cross-entropy over classes; accuracy, and top-5 accuracy if there are more than 5 classes."""
 
     name = "classification"
+    model_files = (PREPROCESSING_FILE,)
     metrics = (percent("accuracy"),)
     own_fields = {  # noqa: RUF012
         "train.label_smoothing": 0.0,
@@ -97,5 +100,27 @@ class Classification(ImageTask):
     def predict(self, trained: TrainedModel, source: str | Path, workdir: Path) -> str:
         """Writes the class of each image in a folder to `workdir/predictions.csv`."""
         output = workdir / "predictions.csv"
-        count = predict_classes(self, trained, source, output)
+        preprocessing = _preprocessing(self, trained.config, workdir)
+        count = predict_classes(self, trained, preprocessing, source, output)
         return f"Wrote {output}: {count:,} images."
+
+
+def _preprocessing(task: ImageTask, config: ConfigDict, workdir: Path) -> Preprocessing:
+    """Of the data set that the network was trained on, or what its run has kept of it.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        ValueError: the data set does not fit the network.
+    """
+    try:
+        dataset = load_dataset(config.data)
+    except (FileNotFoundError, ImportError):
+        kept = load_preprocessing(workdir)
+        if kept is None or len(kept.class_names) != config.model.num_classes:
+            raise
+        return kept
+    task.check_data(dataset)
+    dataset.check_workdir(workdir)
+    if dataset.preprocessing is None:
+        raise ValueError(f"{dataset.name} does not say how its images are normalised.")
+    return dataset.preprocessing

@@ -60,8 +60,16 @@ def test_files_get_the_classes_of_the_same_examples(trained, tmp_path):
     assert (tmp_path / "predictions.csv").read_text() == before
     config = trained.config.copy_and_resolve_references()
     config.data.on_error = "skip"
+    elsewhere = config.copy_and_resolve_references()
+    elsewhere.data.update(name="image_folder", data_dir=str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="image_folder"):
+        task.predict(trained._replace(config=elsewhere), folder, tmp_path)
     text = task.predict(trained._replace(config=config), folder, tmp_path)
     assert text.endswith(f"{COUNT - 1} images.")
+    expected = (tmp_path / "predictions.csv").read_text()
+    load_dataset(config.data).save_to(tmp_path)  # as training does
+    task.predict(trained._replace(config=elsewhere), folder, tmp_path)
+    assert (tmp_path / "predictions.csv").read_text() == expected
 
 
 def test_an_empty_folder(trained, tmp_path):
