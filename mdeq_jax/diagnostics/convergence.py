@@ -183,7 +183,7 @@ def plot(
         traces.forward,
         traces.backward,
         title=f"{config.name}: convergence over {traces.forward.shape[1]:,} evaluation "
-        f"{task.example_noun} ({task.primary_metric.describe(score)})",
+        f"{task.row_noun or task.example_noun} ({task.primary_metric.describe(score)})",
         forward_name=traces.forward_name,
         backward_name=traces.backward_name,
         forward_tol=config.solver.forward.tol if uses_tol else None,

@@ -21,6 +21,7 @@ from mdeq_jax.engine.train_program import TrainProgram
 from mdeq_jax.engine.validate import check_evaluation, check_training
 from mdeq_jax.engine.warm_start import start_from_checkpoint
 from mdeq_jax.engine.workdir import (
+    changed_settings,
     check_architecture,
     check_resumable,
     check_writable,
@@ -92,6 +93,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         done = checkpoints.latest_step() or 0
         if done:
             check_resumable(workdir, config)
+            for line in changed_settings(workdir, config):
+                log(f"Changed since this run was last saved: {line}.")
             loader.set_state(checkpoints.data_state())
         program = stack.enter_context(TrainProgram(config, task, optimizer, loader))
         later = {"evaluation": evaluator.compile_job(shapes.eval_variables)}

@@ -13,6 +13,14 @@ from mdeq_jax.models import family_of
 from mdeq_jax.runtime import hosts
 
 CONFIG_FILE = "config.json"
+SETTINGS_OF_TRAINING = (
+    "train",
+    "gradient",
+    "jacobian",
+    "data",
+    "solver.forward",
+    "solver.backward",
+)
 
 
 def check_writable(workdir: Path) -> None:
@@ -143,6 +151,24 @@ def field_of(section: Any, name: str) -> Any:
     for key in name.split("."):
         section = None if section is None else section.get(key)
     return section
+
+
+def changed_settings(workdir: Path, config: ConfigDict) -> list[str]:
+    """Lines on the settings of training that differ from those that a run began with.
+
+    Fields that one of them does not have, as of another version, are left out.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return []
+    saved, wanted = read_fields(workdir), json.loads(config.to_json_best_effort())
+    names = [
+        f"{section}.{field}"
+        for section in SETTINGS_OF_TRAINING
+        for field in field_of(wanted, section) or ()
+        if field in (field_of(saved, section) or ())
+    ]
+    values = ((name, field_of(saved, name), field_of(wanted, name)) for name in names)
+    return [f"{name} was {there}, is {here}" for name, there, here in values if there != here]
 
 
 def check_resumable(workdir: Path, config: ConfigDict) -> None:

@@ -119,12 +119,18 @@ def equilibrium(
         `f(params, z, x)[1]`.
 
     Raises:
-        TypeError: f changes the type of a leaf of the state, or `z0` has other leaves than
-            floating-point arrays.
+        TypeError: f changes the type of a leaf of the state, `z0` has other leaves than
+            floating-point arrays, or a solver is not a function.
         ValueError: f changes the structure or a shape of the state, an unknown gradient, a solver
             that "shine" cannot use, a `b_solver` that the gradient has already or does not take, or
             an argument that the solver or the gradient refuses.
     """
+    for name, solver in (("f_solver", f_solver), ("b_solver", b_solver)):
+        if solver is not None and not callable(solver):
+            raise TypeError(
+                f"{name} must be a function of mdeq_jax.solvers, for example "
+                f"partial(broyden, max_steps=30); got {solver!r}."
+            )
     info = gradient_info(gradient)
     function = info.function if isinstance(gradient, str) else gradient
     function = bind_b_solver(function, b_solver)

@@ -51,7 +51,8 @@ def jacobian_loss(
         TypeError: a cell without a state, or a problem together with `params` or `x`.
     """
     if (key is None) == (probe is None):
-        raise ValueError("Give either a random key or a probe, not both.")
+        given = "neither" if key is None else "both"
+        raise ValueError(f"Give a random key (key=...) or a probe (probe=...); got {given}.")
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1; got {num_probes}.")
     problem = problem_at(f, params, x, z)

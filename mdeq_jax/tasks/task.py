@@ -44,6 +44,8 @@ class Task(abc.ABC):
     Attributes:
         name: key in `TASKS`; a data set names its task so.
         example_noun: what several examples are called, as in "images".
+        row_noun: what several rows of a batch are called, each of which is one solve; None: the
+            same.
         metrics: those of the summary line; the first is the primary one, which chooses the best
             checkpoint.
         own_fields: fields of the config that only this task reads, "part.field", with the value at
@@ -54,6 +56,7 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     example_noun: ClassVar[str] = "examples"
+    row_noun: ClassVar[str | None] = None
     metrics: tuple[Metric, ...]
     own_fields: ClassVar[dict[str, Any]] = {}
     model_files: ClassVar[tuple[str, ...]] = ()

@@ -35,7 +35,7 @@ def plot_convergence(
     left, right = figure.subplots(1, 2, sharey=True)
     panels = (
         (left, "Forward: equilibrium z = f(z)", "|f(z) − z| / |f(z)|"),
-        (right, "Backward: adjoint u = uᵀJ + g, g = ∂loss/∂z", "|uᵀJ + g − u| / |uᵀJ + g|"),
+        (right, "Backward: adjoint u = Jᵀu + g, g = ∂loss/∂z", "|Jᵀu + g − u| / |Jᵀu + g|"),
     )
     contents = ((forward, forward_name, forward_tol), (backward, backward_name, backward_tol))
     for (axis, heading, ylabel), (trace, label, tol) in zip(panels, contents):

@@ -124,7 +124,7 @@ def test_a_skipped_last_step_is_saved_if_its_evaluation_is_finite(
 
 
 @pytest.mark.parametrize("epochs", [4 / 11, 5 / 11], ids=["at the end", "before"])
-def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny_config, tmp_path, epochs):
+def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny_config, tmp_path, capsys, epochs):
     """A kill after the checkpoint of step 4, whose line and best network are then missing."""
     fields = {"gradient.name": "one_step", "eval.every_epochs": 2 / 11, "train.epochs": 4 / 11}
     config = tiny_config({**SINGLE_SCALE, **fields, "train.schedule": "constant"})
@@ -134,7 +134,10 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny_config, tmp_path
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]) + '{"step": 4, "tr')
     shutil.rmtree(tmp_path / "best")
     config.train.epochs = epochs
+    capsys.readouterr()
     metrics = train_and_evaluate(config, tmp_path)
+    changed = f"last saved: train.epochs was {4 / 11}, is {epochs}."
+    assert (changed in capsys.readouterr().out) == (epochs != 4 / 11)
     evaluations = read_evaluations(tmp_path)
     assert [line["step"] for line in evaluations] == [2, 4, 5][: round(11 * epochs) - 2]
     assert evaluations[0] == first and evaluations[1]["eval/loss"] == last["eval/loss"]

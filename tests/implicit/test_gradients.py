@@ -165,6 +165,13 @@ def test_the_start_and_the_solver_get_no_gradient(x64):
     np.testing.assert_array_equal(jax.grad(of_start)(jnp.ones((BATCH, SIZE))), 0)
 
 
+def test_solvers_are_functions():
+    params, x = problem()
+    for name in ("f_solver", "b_solver"):
+        with pytest.raises(TypeError, match=rf"{name} must be a function .*; got 'broyden'"):
+            equilibrium(tanh_cell, params, x, start(tanh_cell), **{name: "broyden"})
+
+
 def test_bad_arguments():
     params, x = problem()
     with pytest.raises(ValueError, match=r"gradient must be one of .*; got 'implicit'"):

@@ -42,6 +42,7 @@ class LanguageModel(Task):
     name = "language_model"
     example_noun = "tokens"
     model_files = (VOCABULARY_FILE,)
+    row_noun = "segments"
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)

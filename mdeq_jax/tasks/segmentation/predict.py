@@ -244,12 +244,13 @@ def describe_prediction(summary: dict[str, float]) -> str:
     """The result of `predict_folder` in a line or two."""
     text = f"{summary['images']:,} images, NFE {summary['nfe']:.1f} an image."
     if summary["compared"]:
+        count = summary["compared"]
+        frames = "1 frame was" if count == 1 else f"{count:,} frames were"
         saved = 1 - summary["nfe_warm_to_same"] / summary["nfe_from_zero"]
         text += (
-            f"\nOver {summary['compared']} frames solved both ways: from zero NFE "
-            f"{summary['nfe_from_zero']:.1f}, residual {summary['rel_residual_from_zero']:.1e}; "
-            f"warm start NFE {summary['nfe_warm']:.1f}, {summary['rel_residual_warm']:.1e}. To the "
-            f"residual of the solve from zero it takes {summary['nfe_warm_to_same']:.1f}: "
-            f"{100 * saved:.0f} % of the evaluations saved."
+            f"\n{frames} solved both ways. From zero: NFE {summary['nfe_from_zero']:.1f}, residual "
+            f"{summary['rel_residual_from_zero']:.1e}. Warm start: NFE {summary['nfe_warm']:.1f}, "
+            f"residual {summary['rel_residual_warm']:.1e}; it reached the residual from zero after "
+            f"{summary['nfe_warm_to_same']:.1f} evaluations, {100 * saved:.0f} % fewer."
         )
     return text

@@ -231,8 +231,8 @@ def test_frames_start_from_the_last_equilibrium(config, trained, tree, tmp_path)
         rows = list(csv.DictReader(file))
     assert [row["warm_start"] for row in rows] == ["0", "1"]
     assert rows[1]["nfe"] == "1" and rows[1]["nfe_from_zero"] == rows[0]["nfe"] != "1"
-    assert f"Wrote {out}: 2 images, NFE" in text and "Over 1 frames solved both ways" in text
-    assert f"from zero NFE {rows[0]['nfe']}.0" in text and "warm start NFE 1.0" in text
-    assert "To the residual of the solve from zero it takes 1.0" in text
+    assert f"Wrote {out}: 2 images, NFE" in text and "1 frame was solved both ways" in text
+    assert f"From zero: NFE {rows[0]['nfe']}.0" in text and "Warm start: NFE 1.0" in text
+    assert "it reached the residual from zero after 1.0" in text
     for kind in ("label_ids/0_pred_labelIds", "color/1_pred_color", "overlay/1_pred_overlay"):
         assert cv2.imread(str(out / f"{kind}.png"), -1).shape[:2] == SIZE
