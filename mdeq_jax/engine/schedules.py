@@ -1,5 +1,6 @@
 """Functions of the step: learning rate, weight of the Jacobian loss."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -68,8 +69,9 @@ def learning_rate(train: ConfigDict, num_steps: int) -> optax.Schedule:
     else:
         factor = 0.1 if train.decay_factor is None else train.decay_factor
         per_epoch = num_steps / train.epochs
-        at = (round(epoch * per_epoch) - first for epoch in train.decay_epochs)
-        main = optax.piecewise_constant_schedule(peak, dict.fromkeys(at, factor))
+        at = Counter(round(epoch * per_epoch) - first for epoch in train.decay_epochs)
+        factors = {step: factor**count for step, count in at.items()}
+        main = optax.piecewise_constant_schedule(peak, factors)
     if not train.warmup_steps:
         return main
     warmup = optax.linear_schedule(train.warmup_learning_rate or 0.0, peak, train.warmup_steps)

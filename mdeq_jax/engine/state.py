@@ -111,7 +111,10 @@ def _muon(train: ConfigDict, num_steps: int) -> optax.GradientTransformation:
 
 
 def kernel_axes(params: Any) -> Any:
-    """Which arrays Muon orthogonalises: kernels, all axes but the last reduced. None for others."""
+    """Which arrays Muon orthogonalises: kernels, all axes but the last reduced. None for others.
+
+    The kernels of all groups of a `GroupedDense` count as one matrix.
+    """
 
     def axes(path, param):
         name = path[-1].key

@@ -97,8 +97,10 @@ def test_polynomial_and_step_schedules_are_pytorchs():
     theirs = rates(lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 40, power=0.9))
     ours = learning_rate(polynomial, 40)
     np.testing.assert_allclose([ours(step) for step in range(40)], list(theirs), rtol=1e-5)
-    step = train_settings(schedule="step", decay_epochs=(1.5, 3.0), decay_factor=0.2, **settings)
-    theirs = rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [15, 30], gamma=0.2))
+    step = train_settings(
+        schedule="step", decay_epochs=(1.5, 1.51, 3.0), decay_factor=0.2, **settings
+    )
+    theirs = rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [15, 15, 30], gamma=0.2))
     ours = learning_rate(step, 40)
     np.testing.assert_allclose([ours(step) for step in range(40)], list(theirs), rtol=1e-5)
 
