@@ -76,7 +76,7 @@ class Evaluator:
 
         Returns:
             "eval/NAME" for each number of the task; "eval/examples"; "eval/NOUN_per_second", NOUN
-            the task's name for examples, without calls that may have compiled; and
+            the task's name for examples, without the first call and others that may compile; and
             "eval/skipped", this host's unreadable files met so far (`data.on_error`). For a
             model with an equilibrium also "eval/nfe", evaluations of the cell for a batch, or for
             an example with continuous batching; "eval/steps", solver steps to a sample's best
@@ -85,7 +85,7 @@ class Evaluator:
         """
         limit = step_budget or self._config.solver.forward.max_steps
         budget = devices.for_each_device(np.int32(limit))
-        sums, rows, counts, seconds, first = {}, [], [], [], []
+        sums, rows, counts, seconds, timed = {}, [], [], [], []
         with Prefetcher(self._loader, devices.to_devices) as batches:
             results = self._steps(
                 replicated_variables,
@@ -100,14 +100,14 @@ class Evaluator:
                     sums[name] = sums.get(name, 0) + value.astype(np.float64)
                 counts.append(float(result.sums["count"]))
                 rows.append(result.rows)
-                first.append(result.first)
+                timed.append(bool(timed) and not result.first)
                 seconds.append(time.perf_counter() - clock)
                 clock = time.perf_counter()
         local = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         samples = dict(hosts.gather(local))
         keep = samples.pop("mask") > 0
         samples = {name: value[keep] for name, value in samples.items()}
-        timed = ~np.array(first) if not all(first) else slice(None)
+        timed = np.array(timed) if any(timed) else slice(None)
         rate = np.sum(np.array(counts)[timed]) / np.sum(np.array(seconds)[timed])
         return {
             **{f"eval/{name}": float(value) for name, value in self._task.finalize(sums).items()},

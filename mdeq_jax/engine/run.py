@@ -179,7 +179,7 @@ class TrainingRun:
             initial=start,
             unit="step",
             dynamic_ncols=True,
-            disable=not hosts.is_primary(),
+            disable=None if hosts.is_primary() else True,  # None: unless it is a terminal
         )
 
     def _due(self, step: int, stop: bool) -> _Due:

@@ -154,7 +154,7 @@ def field_of(section: Any, name: str) -> Any:
 
 
 def changed_settings(workdir: Path, config: ConfigDict) -> list[str]:
-    """Lines on the settings of training that differ from those that a run began with.
+    """Lines on the settings of training that differ from those of the last run there.
 
     Fields that one of them does not have, as of another version, are left out.
     """

@@ -67,7 +67,7 @@ def save_pictures(task: Task, segmenter: Segmenter, folder: str | Path) -> dict[
     confusion, nfe = np.zeros((classes, classes), np.int64), []
     shown = set(np.linspace(0, dataset.num_eval - 1, SHEET_ROWS).astype(int).tolist())
     steps = segment_many(task, segmenter, _examples(dataset), dataset.num_eval)
-    bar = tqdm(steps, total=dataset.num_eval, unit="image", dynamic_ncols=True)
+    bar = tqdm(steps, total=dataset.num_eval, unit="image", dynamic_ncols=True, disable=None)
     for (index, image, truth), prediction in bar:
         name = pictures.write(file_name(dataset.eval, index), image, prediction.classes)
         counted = truth != IGNORE_LABEL
@@ -151,7 +151,7 @@ def predict_folder(
             steps = predict_all(segmenter, frames.frames)
         else:
             steps = _from_zero(task, segmenter, frames)
-        bar = tqdm(steps, total=frames.num_frames, unit="image", dynamic_ncols=True)
+        bar = tqdm(steps, total=frames.num_frames, unit="image", dynamic_ncols=True, disable=None)
         for index, (frame, prediction, start, cold) in enumerate(bar):
             name = pictures.write(frame.name, frame.image, prediction.classes)
             writer.writerow(_columns(frame.name, prediction, start, cold))
