@@ -66,7 +66,8 @@ def _solves(reports: list[Report]) -> dict[str, float]:
         else:
             key = _key(name)
             summary[key] = float(np.median(values))
-            summary[f"{key}_p90"] = float(np.quantile(values, 0.9))
+            with np.errstate(invalid="ignore"):  # of solves that diverged
+                summary[f"{key}_p90"] = float(np.quantile(values, 0.9))
             summary[f"{key}_max"] = float(np.max(values))
     return summary
 

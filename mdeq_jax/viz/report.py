@@ -8,6 +8,7 @@ them, what the newest checkpoint gets wrong, `convergence.png`, `sweep.png` and 
 
 import argparse
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -72,7 +73,10 @@ def main() -> None:
         "--examples", type=int, default=1000, help="evaluated for the worst ones; 0: none of them"
     )
     parser.add_argument("--data_dir", help="where the data are, if not where the run read them")
+    parser.add_argument("--config", help="config file to run first, if it registers the model")
     arguments = parser.parse_args()
+    if arguments.config:
+        runpy.run_path(arguments.config)
     workdir = Path(arguments.workdir).expanduser()
     try:
         read_metrics(workdir)  # before anything is compiled

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from mdeq_jax.models import MODELS
 from mdeq_jax.viz import report
 from mdeq_jax.viz.report import write_report
 from mdeq_jax.viz.review import Example, Review
@@ -88,8 +89,12 @@ def test_many_classes_become_a_list(run):
 
 def test_the_command(run, monkeypatch, capsys):
     """Without the data or a checkpoint it writes the page all the same, and says why."""
-    monkeypatch.setattr("sys.argv", ["report", f"--workdir={run}"])
+    (run / "own.py").write_text(
+        "from mdeq_jax.models import MODELS\nMODELS['own'] = MODELS['mdeq_classifier']\n"
+    )
+    monkeypatch.setattr("sys.argv", ["report", f"--workdir={run}", f"--config={run / 'own.py'}"])
     report.main()
+    assert MODELS.pop("own")
     out = capsys.readouterr().out
     assert "Without the worst examples:" in out and "holds no config.json" in out
     assert "They are unknown" in (run / "report.html").read_text()
