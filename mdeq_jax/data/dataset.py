@@ -131,7 +131,7 @@ class Dataset:
         image_size: height and width of a training image; None without images.
         mean: RGB, subtracted from pixels in [0, 1]; None without images.
         std: RGB, divides pixels in [0, 1]; None without images.
-        crop_fraction: of the shorter side of an evaluated image, if images are cut out of others.
+        crop_fraction: of the shorter side of an evaluated image; images in memory are whole.
         vocabulary: the tokens of a text; None for others.
         notes: lines for the log on what was read.
     """
@@ -170,8 +170,8 @@ class Dataset:
         size, mean, std = self.image_size, self.mean, self.std
         if self.task != "classification" or size is None or mean is None or std is None:
             return None
-        whole, fraction = self.eval.in_memory, self.crop_fraction
-        return Preprocessing(self.class_names, size, mean, std, whole, fraction)
+        fraction = 1.0 if self.eval.in_memory else self.crop_fraction
+        return Preprocessing(self.class_names, size, mean, std, fraction)
 
     @property
     def num_classes(self) -> int:

@@ -203,7 +203,8 @@ def _finish(
         written.append("convergence.png")
     if has_checkpoints(workdir):
         written.append(f"{NEWEST}/")
-    log(f"Wrote {workdir}/{' and '.join((', '.join(written[:-1]), written[-1]))}.")
+    *others, last = written
+    log(f"Wrote {workdir}/{', '.join(others)}{' and ' if others else ''}{last}.")
     trained = TrainedModel(config, model, state.eval_variables, int(state.step))
     for line in task.closing_lines(trained, workdir):
         log(line)

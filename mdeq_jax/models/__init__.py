@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 
-from mdeq_jax.models.checks import check_program
+from mdeq_jax.models.checks import check_program, check_size
 from mdeq_jax.models.deq_transformer.build import DEQ_TRANSFORMER, TRANSFORMER
 from mdeq_jax.models.family import EquilibriumModel, Family
 from mdeq_jax.models.mdeq.build import CLASSIFIER, SEGMENTER
@@ -71,6 +71,7 @@ def check_model(config: "ConfigDict") -> None:
         ValueError: names the setting, the requirement and the choices.
     """
     check_program(config)
+    check_size(config)
     family_of(config).validate(config)
 
 

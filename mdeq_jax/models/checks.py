@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_program(config: "ConfigDict") -> None:
-    """Refuses an unknown `precision`, Pallas kernels on a TPU, and a bad size of images."""
+    """Refuses an unknown `precision`, and Pallas kernels on hardware that they are not for."""
     check_choice("precision", config.precision, PRECISIONS)
     platform = hardware.target().platform
     if config.pallas and platform == "tpu":
@@ -19,6 +19,10 @@ def check_program(config: "ConfigDict") -> None:
             f"pallas=True uses kernels that are written for GPUs, but JAX runs on {platform!r}. "
             "Set it to False."
         )
+
+
+def check_size(config: "ConfigDict") -> None:
+    """Refuses a `data.image_size` that is not a height and a width."""
     size = config.data.image_size
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"data.image_size must be (height, width); got {tuple(size)}.")

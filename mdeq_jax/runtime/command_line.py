@@ -130,15 +130,18 @@ def parse_flags(
     return rest
 
 
-def mark_needed(needed: str, names: Iterable[str]) -> None:
+def mark_needed(
+    needed: str, names: Iterable[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
     """Refuses the flags `names` without the flag `needed`, without which they have no effect."""
     for name in names:
         flags.register_multi_flags_validator(
             [needed, name],
             lambda values, name=name: (
-                values[needed] is not None or values[name] == flags.FLAGS[name].default
+                values[needed] is not None or values[name] == flag_values[name].default
             ),
             f"--{name} has no effect without --{needed}.",
+            flag_values=flag_values,
         )
 
 

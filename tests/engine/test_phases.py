@@ -144,3 +144,14 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny_config, tmp_path
     assert metrics["eval/loss"] == evaluations[-1]["eval/loss"]
     with Checkpoints(tmp_path, folder=BEST, write=False) as best:
         assert best.best_score() == max(line["eval/accuracy"] for line in evaluations[1:])
+
+
+def test_a_run_that_ends_without_numbers_warns(tiny_config, tmp_path, capsys):
+    """Its only update makes the weights too large; the others are skipped."""
+    fields = {"gradient.name": "one_step", "train.epochs": 3 / 11, "train.learning_rate": 1e30}
+    fields |= {"train.schedule": "constant", "log.convergence_plot": False}
+    metrics = train_and_evaluate(tiny_config({**SINGLE_SCALE, **fields}), tmp_path)
+    assert not np.isfinite(metrics["eval/loss"]) and not list((tmp_path / "best").iterdir())
+    out = capsys.readouterr().out
+    assert "Warning: the last step was skipped" in out and "checkpoints holds no checkpoint" in out
+    assert f"Wrote {tmp_path}/metrics.jsonl.\n" in out

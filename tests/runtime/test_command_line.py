@@ -132,3 +132,15 @@ def test_outside_the_repository_the_configs_are_those_of_the_package(tmp_path):
     folder = command_line.config_folder(str(tmp_path / "bin" / "mdeq-train"))
     assert folder == ROOT / "mdeq_jax" / "configs" and (folder / "default.py").is_file()
     assert command_line.config_folder(str(ROOT / "train.py")) == ROOT / "configs"
+
+
+def test_a_flag_that_needs_another_is_refused_without_it():
+    values = flags.FlagValues()
+    flags.DEFINE_integer("generate", None, "a length", flag_values=values)
+    flags.DEFINE_float("temperature", 1.0, "of draws", flag_values=values)
+    command_line.mark_needed("generate", ["temperature"], values)
+    with pytest.raises(flags.Error, match="--temperature has no effect without --generate"):
+        values(["eval.py", "--temperature=0"])
+    values.unparse_flags()
+    values(["eval.py", "--temperature=0", "--generate=5"])
+    assert values.temperature == 0

@@ -18,16 +18,15 @@ class Preprocessing:
         image_size: height and width.
         mean: RGB, subtracted from pixels in [0, 1].
         std: RGB, divides pixels in [0, 1].
-        whole: whether the shorter side is resized to the size; else to size / crop_fraction.
-        crop_fraction: of the shorter side.
+        crop_fraction: of the shorter side: it is resized to size / crop_fraction, and the middle is
+            cut out.
     """
 
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    whole: bool
-    crop_fraction: float = 0.875
+    crop_fraction: float
 
     def save(self, workdir: str | Path) -> None:
         """Writes `workdir/preprocessing.json`."""

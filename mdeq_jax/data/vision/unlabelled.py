@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from mdeq_jax.data.vision import augment, decoding
+from mdeq_jax.data.vision import augment
 from mdeq_jax.data.vision.disk_split import Record
 from mdeq_jax.data.vision.files import read_file
 from mdeq_jax.data.vision.folders import (
@@ -49,16 +49,12 @@ def read_for_evaluation(path: pathlib.Path, preprocessing: Preprocessing) -> np.
     Raises:
         ExampleError: the file cannot be read or decoded. It is a ValueError.
     """
-    data, size = read_file(path), preprocessing.image_size
-    if preprocessing.whole:
-        decoding.read_header(data, str(path))
-        image = decoding.decode_rgb(data, str(path))
-        height, width = image.shape[:2]
-        scaled = augment.shorter_side_size(height, width, max(size))
-        image = augment.center_crop(augment.resize(image, *scaled), *size)
-    else:
-        transform = ClassificationTransform(
-            size, 1, train=False, convert_to_rgb=True, crop_fraction=preprocessing.crop_fraction
-        )
-        image, _ = transform(Record(str(path), data, 0), np.random.default_rng(0))
+    transform = ClassificationTransform(
+        preprocessing.image_size,
+        num_classes=1,
+        train=False,
+        convert_to_rgb=True,
+        crop_fraction=preprocessing.crop_fraction,
+    )
+    image, _ = transform(Record(str(path), read_file(path), 0), np.random.default_rng(0))
     return augment.normalize(image[None], preprocessing.mean, preprocessing.std)[0]

@@ -8,9 +8,7 @@ from configs import default
 from mdeq_jax.data import load_dataset
 from mdeq_jax.data.vision.preprocessing import FILE, Preprocessing, load_preprocessing
 
-KEPT = Preprocessing(
-    ("Gr\u00f6\u00dfe", "zwei"), (8, 12), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), False, 0.7
-)
+KEPT = Preprocessing(("Gr\u00f6\u00dfe", "zwei"), (8, 12), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.7)
 
 
 def with_names(*names):

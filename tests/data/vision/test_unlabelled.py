@@ -11,7 +11,7 @@ from mdeq_jax.data.vision.unlabelled import read_for_evaluation
 
 def test_a_truncated_image_is_refused(tmp_path, monkeypatch):
     """Also where OpenCV would fill the rest with grey, as some versions do."""
-    preprocessing = Preprocessing(("a",), (8, 8), (0.0,) * 3, (1.0,) * 3, whole=True)
+    preprocessing = Preprocessing(("a",), (8, 8), (0.0,) * 3, (1.0,) * 3, crop_fraction=1.0)
     path = tmp_path / "half.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     data = cv2.imencode(".jpg", noise)[1].tobytes()
